@@ -1,0 +1,1 @@
+"""What a program is: the attn, flat and spatial dialects, one file each."""
