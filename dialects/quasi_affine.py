@@ -131,7 +131,8 @@ class Expr:
         return self._map_atoms(lambda atom: _simplify_atom(atom, ranges))
 
     def _map_atoms(self, function: Callable[[Atom], Expr]) -> Expr:
-        return reduce(lambda total, term: total + function(term[0]) * term[1], self.terms, const(self.constant))
+        parts = [function(atom) * coefficient for atom, coefficient in self.terms]
+        return sum(parts, start=const(self.constant))
 
     def range(self, ranges: Mapping[str, Range]) -> Range:
         """Bounds of its value while every index stays in its range (conservative, not always tight)."""
@@ -367,5 +368,3 @@ def _parse_arguments(tokens: Token, parse_variable: Callable[[], Expr]) -> list[
         arguments.append(parse_expr(tokens, parse_variable))
     tokens.parse_punctuation(")")
     return arguments
-
-

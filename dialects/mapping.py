@@ -1,0 +1,225 @@
+"""Mappings: how one fused kernel is tiled, ordered and overlapped on an accelerator.
+
+A mapping is a frozen record with a text form that can be printed, edited and passed back. It holds no
+machine facts and no problem sizes; whether it fits is decided by `lower-to-spatial` and the verifier of
+the schedule it makes. The text is what `#flat.mapping<...>` contains:
+
+    tiles(batch 1, kv_head 1, group 1, query 256, key 512, d_qk 64, d_v 64)
+    keep(Q x2, K x2 at key, V x2 at key, scores x2, output x2)
+    logit(output stationary, fold 1 x 1)
+    attend(weight stationary, fold 1 x 4)
+    softmax(online, divide late)
+    stages(load 0, logit 0, softmax 0, attend 1, store 2)
+
+Dimensions are the field's own: `batch`, `kv_head`, `group` (query heads per key/value head), `query`,
+`key`, `d_qk`, `d_v`. FLAT's granularities (Kao et al., ASPLOS 2023, section 4) are corners of this space:
+M-Gran tiles nothing, B-Gran tiles batch to 1, H-Gran also the heads, R-Gran also the query rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Protocol, cast, get_args
+
+DIMS = ("batch", "kv_head", "group", "query", "key", "d_qk", "d_v")
+
+Stationarity = Literal["output", "weight", "input"]
+Algorithm = Literal["none", "rows", "streamed", "online"]
+Divide = Literal["early", "late"]
+Level = Literal["key", "kv_head"]
+
+
+class MappingTokens(Protocol):
+    """What the parser of mappings needs from a token stream (xDSL's parsers provide it)."""
+
+    def parse_keyword(self, keyword: str) -> str: ...
+    def parse_optional_keyword(self, keyword: str) -> str | None: ...
+    def parse_identifier(self, context_msg: str = "") -> str: ...
+    def parse_integer(self) -> int: ...
+    def parse_punctuation(self, punctuation: Any) -> Any: ...
+    def parse_optional_punctuation(self, punctuation: Any) -> Any: ...
+    def raise_error(self, msg: str) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How many of each dimension are on chip at a time. `batch`, `kv_head` and `group` count heads."""
+
+    batch: int
+    kv_head: int
+    group: int
+    query: int
+    key: int
+    d_qk: int
+    d_v: int
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Slots of each tensor's buffer, and across which loop K and V stay on chip.
+
+    A slot is one copy: 2 slots let the next tile arrive while this one is used. `k_level` and `v_level`
+    are `key` (a tile at a time is streamed, again for every query tile) or `kv_head` (all keys of the
+    head tile are loaded once and stay for all its query rows). `scores` counts score tiles, or whole
+    rows of scores where the softmax algorithm is `rows`.
+    """
+
+    q_slots: int
+    k_slots: int
+    v_slots: int
+    score_slots: int
+    output_slots: int
+    k_level: Level = "key"
+    v_level: Level = "key"
+
+
+@dataclass(frozen=True)
+class ArrayUse:
+    """How a matrix product uses the 2D array.
+
+    `stationarity` says which operand stays in the PEs. `fold_rows` x `fold_columns` independent pieces
+    share the array side by side when a dimension is narrower than it.
+    """
+
+    stationarity: Stationarity
+    fold_rows: int = 1
+    fold_columns: int = 1
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """Which softmax algorithm runs and where it divides.
+
+    `rows`: whole rows of scores stay on chip, two passes over them (FLAT). `online`: one pass over key
+    tiles with a running maximum; outputs are rescaled at every tile (Milakov and Gimelshein 2018;
+    FlashAttention). `streamed`: two passes over the source of the scores, for a softmax on its own whose
+    rows do not fit. `none`: the kernel has no softmax. `divide` is `early` (probabilities) or `late`
+    (outputs).
+    """
+
+    algorithm: Algorithm
+    divide: Divide = "late"
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Pipeline stage of each kind of work: in trip i of its loop, stage s works on instance i - s."""
+
+    load: int
+    logit: int
+    softmax: int
+    attend: int
+    store: int
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """One point of the map space of one fused kernel. See the module docstring for the text form."""
+
+    tiles: Tiles
+    keep: Keep
+    logit: ArrayUse
+    attend: ArrayUse
+    softmax: Softmax
+    stages: Stages
+
+    def to_text(self, separator: str = " ") -> str:
+        """The text form; `parse_mapping` reads it back."""
+        keep = self.keep
+        parts = [
+            f"tiles({', '.join(f'{d} {getattr(self.tiles, d)}' for d in DIMS)})",
+            f"keep(Q x{keep.q_slots}, K x{keep.k_slots} at {keep.k_level}, "
+            f"V x{keep.v_slots} at {keep.v_level}, scores x{keep.score_slots}, output x{keep.output_slots})",
+            f"logit({_array_text(self.logit)})",
+            f"attend({_array_text(self.attend)})",
+            f"softmax({self.softmax.algorithm}, divide {self.softmax.divide})",
+            f"stages({', '.join(f'{f.name} {getattr(self.stages, f.name)}' for f in fields(Stages))})",
+        ]
+        return separator.join(parts)
+
+
+def _array_text(use: ArrayUse) -> str:
+    return f"{use.stationarity} stationary, fold {use.fold_rows} x {use.fold_columns}"
+
+
+def parse_mapping(tokens: MappingTokens) -> Mapping:
+    """Parses what `Mapping.to_text` prints. Errors are raised by the token stream, with its position."""
+    tiles = Tiles(*_named_integers(tokens, "tiles", DIMS, least=1))
+    keep = _parse_keep(tokens)
+    logit = _parse_array_use(tokens, "logit")
+    attend = _parse_array_use(tokens, "attend")
+    tokens.parse_keyword("softmax")
+    tokens.parse_punctuation("(")
+    algorithm = cast(Algorithm, _choice(tokens, get_args(Algorithm), "softmax algorithm"))
+    tokens.parse_punctuation(",")
+    tokens.parse_keyword("divide")
+    divide = cast(Divide, _choice(tokens, get_args(Divide), "place of the division"))
+    tokens.parse_punctuation(")")
+    stages = Stages(*_named_integers(tokens, "stages", [f.name for f in fields(Stages)], least=0))
+    return Mapping(tiles, keep, logit, attend, Softmax(algorithm, divide), stages)
+
+
+def _named_integers(tokens: MappingTokens, group: str, names: Iterable[str], *, least: int) -> list[int]:
+    tokens.parse_keyword(group)
+    values: list[int] = []
+    for name in names:
+        tokens.parse_punctuation("," if values else "(")
+        tokens.parse_keyword(name)
+        values.append(_integer(tokens, f"{group}: {name}", least))
+    tokens.parse_punctuation(")")
+    return values
+
+
+def _integer(tokens: MappingTokens, what: str, least: int) -> int:
+    value = tokens.parse_integer()
+    if not least <= value < 2**40:
+        tokens.raise_error(f"{what} must be at least {least}, got {value}")
+    return value
+
+
+def _choice(tokens: MappingTokens, choices: tuple[str, ...], what: str) -> str:
+    word = tokens.parse_identifier()
+    if word not in choices:
+        tokens.raise_error(f"unknown {what} '{word}': expected one of {', '.join(choices)}")
+    return word
+
+
+def _parse_slots(tokens: MappingTokens, name: str) -> int:
+    tokens.parse_keyword(name)
+    # `x2` is one identifier to the lexer.
+    word = tokens.parse_identifier()
+    if not (word.startswith("x") and word[1:].isdigit() and 1 <= int(word[1:]) <= 4096):
+        tokens.raise_error(f"keep: expected the slots of {name} as x1, x2, ..., got '{word}'")
+    return int(word[1:])
+
+
+def _parse_keep(tokens: MappingTokens) -> Keep:
+    tokens.parse_keyword("keep")
+    tokens.parse_punctuation("(")
+    slots: list[int] = []
+    levels: list[Level] = []
+    for name in ("Q", "K", "V", "scores", "output"):
+        if slots:
+            tokens.parse_punctuation(",")
+        slots.append(_parse_slots(tokens, name))
+        if name in ("K", "V"):
+            tokens.parse_keyword("at")
+            levels.append(cast(Level, _choice(tokens, get_args(Level), "level")))
+    tokens.parse_punctuation(")")
+    q, k, v, scores, output = slots
+    return Keep(q, k, v, scores, output, *levels)
+
+
+def _parse_array_use(tokens: MappingTokens, name: str) -> ArrayUse:
+    tokens.parse_keyword(name)
+    tokens.parse_punctuation("(")
+    stationarity = cast(Stationarity, _choice(tokens, get_args(Stationarity), "stationarity"))
+    tokens.parse_keyword("stationary")
+    tokens.parse_punctuation(",")
+    tokens.parse_keyword("fold")
+    rows = _integer(tokens, f"{name}: fold of rows", 1)
+    tokens.parse_keyword("x")
+    columns = _integer(tokens, f"{name}: fold of columns", 1)
+    tokens.parse_punctuation(")")
+    return ArrayUse(stationarity, rows, columns)
