@@ -10,7 +10,7 @@ meanings mostly compare equal and constants fold as they appear:
 
     >>> q = var("q")
     >>> print(minimum(64, 509 - q * 64))
-    min(64, q * -64 + 509)
+    min(64, 509 - q * 64)
     >>> minimum(64, 509 - q * 64).evaluate({"q": 7})
     61
 
@@ -157,11 +157,16 @@ class Expr:
         return "(" + "+".join(parts) + ")"
 
     def to_text(self, name: Callable[[str], str] = str) -> str:
-        """The printed form, with index names mapped through `name`."""
-        parts = [f"{_atom_text(a, name)} * {c}" if c != 1 else _atom_text(a, name) for a, c in self.terms]
-        if self.constant or not parts:
-            parts.append(str(self.constant))
-        return " + ".join(parts).replace("+ -", "- ")
+        """The printed form, with index names mapped through `name`; what is added stands before what is subtracted."""
+        pieces = [
+            (c, f"{_atom_text(a, name)} * {abs(c)}" if abs(c) != 1 else _atom_text(a, name))
+            for a, c in self.terms
+        ]
+        if self.constant or not pieces:
+            pieces.append((self.constant, str(abs(self.constant))))
+        pieces.sort(key=lambda piece: piece[0] < 0)
+        text = "".join((" - " if c < 0 else " + ") + piece for c, piece in pieces)
+        return text[3:] if text.startswith(" + ") else "-" + text[3:]
 
     @override
     def __str__(self) -> str:

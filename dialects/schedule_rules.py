@@ -1,0 +1,145 @@
+"""What makes a kernel's schedule legal: program order respects tokens and slots, and buffers fit.
+
+The rules are checked on the text alone, whatever the trip counts are:
+
+1. An operation waits only for tokens of operations that issue before it. With stages, "before" compares
+   (trip, place in the text): a token from the same instance needs a stage that is not later; a carried token comes
+   from the instance before, one trip earlier.
+2. A slot's next instance is first touched after its last instance was last touched. Instance n + slots
+   begins at least `slots` trips after instance n ends, so the last access may be at most `slots` stages after
+   the first, and in the very last of these only if it stands earlier in the text.
+3. The buffers of a kernel fit the accelerator's memory: without addresses their sum, with addresses
+   every slot lies inside and none overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import BlockArgument, Operation, SSAValue
+from xdsl.utils.exceptions import VerifyException
+
+from flatc.dialects.accelerator import AcceleratorAttr
+from flatc.dialects.pipeline import Chain, Entry, chain_of, root_loops
+from flatc.dialects.spatial import BufferOp, ForOp, KernelOp, TimedOp, timed_ops
+
+
+def verify_kernel(kernel: KernelOp) -> None:
+    """Raises `VerifyException` with the rule that is broken and what to change."""
+    for root in root_loops(kernel):
+        chain = chain_of(root)
+        _verify_tokens(chain)
+        _verify_slots(chain)
+    _verify_memory(kernel)
+
+
+# --- Rule 1: tokens -----------------------------------------------------------------------------------
+
+
+def _verify_tokens(chain: Chain) -> None:
+    entry_of = {entry.op: entry for entry in chain.entries}
+    for consumer in chain.entries:
+        for token in _outside_tokens(consumer.op):
+            for producer, distance in _producers(token, chain, entry_of, 0, set()):
+                if (producer.stage - distance, producer.text) >= consumer.position:
+                    raise VerifyException(_late_token(producer, consumer, distance))
+
+
+def _late_token(producer: Entry, consumer: Entry, distance: int) -> str:
+    source = "the instance before" if distance else "the same instance"
+    return (
+        f"{consumer.op.name} at stage {consumer.stage} waits for {producer.op.name} of {source} at stage "
+        f"{producer.stage}, which issues later: give it stage {producer.stage} or more"
+    )
+
+
+def _outside_tokens(op: Operation) -> Iterator[SSAValue]:
+    """Tokens that an entry waits for and that come from outside of it."""
+    for inner in op.walk():
+        tokens = (
+            inner.inits if isinstance(inner, ForOp) else inner.after if isinstance(inner, TimedOp) else ()
+        )
+        for token in tokens:
+            owner = token.owner if isinstance(token.owner, Operation) else token.owner.parent_op()
+            if owner is not None and not op.is_ancestor(owner):
+                yield token
+
+
+def _producers(
+    token: SSAValue, chain: Chain, entry_of: dict[Operation, Entry], distance: int, seen: set[SSAValue]
+) -> Iterator[tuple[Entry, int]]:
+    """The entries a token may come from, each with how many instances back it lies."""
+    if token in seen:
+        return
+    seen.add(token)
+    if isinstance(token, BlockArgument):
+        loop = token.owner.parent_op()
+        if isinstance(loop, ForOp) and loop in chain.loops:
+            yield from _producers(loop.yield_op.tokens[token.index - 1], chain, entry_of, 1, seen)
+            yield from _producers(loop.inits[token.index - 1], chain, entry_of, distance, seen)
+    elif token.owner in entry_of:
+        yield entry_of[token.owner], distance
+    elif isinstance(token.owner, ForOp) and token.owner in chain.loops:
+        index = list(token.owner.results).index(token)
+        yield from _producers(token.owner.yield_op.tokens[index], chain, entry_of, distance, seen)
+        yield from _producers(token.owner.inits[index], chain, entry_of, distance, seen)
+
+
+# --- Rule 2: slots ------------------------------------------------------------------------------------
+
+
+def _verify_slots(chain: Chain) -> None:
+    touching: dict[SSAValue, list[Entry]] = {}
+    for entry in chain.entries:
+        for op in timed_ops(entry.op):
+            for value in dict.fromkeys([*op.reads, *op.writes]):
+                touching.setdefault(value, []).append(entry)
+    for buffers in chain.buffers:
+        for buffer in buffers:
+            entries = touching.get(buffer.buffer, [])
+            if entries:
+                _verify_buffer_slots(
+                    buffer, min(e.position for e in entries), max(e.position for e in entries)
+                )
+
+
+def _verify_buffer_slots(buffer: BufferOp, first: tuple[int, int], last: tuple[int, int]) -> None:
+    slots = buffer.slots.data
+    if (last[0] - slots, last[1]) >= first:
+        needed = last[0] - first[0] + (1 if last[1] >= first[1] else 0)
+        raise VerifyException(
+            f'buffer "{buffer.label.data}" is filled at stage {first[0]} and still in use at stage {last[0]}: '
+            f"it has {slots} slot{'s' if slots > 1 else ''} and needs {needed}"
+        )
+
+
+# --- Rule 3: memory -----------------------------------------------------------------------------------
+
+
+def _verify_memory(kernel: KernelOp) -> None:
+    buffers = kernel.buffers()
+    placed = [buffer for buffer in buffers if buffer.address is not None]
+    if placed and len(placed) != len(buffers):
+        raise VerifyException("either all buffers of a kernel have an address or none has")
+    spans = sorted(
+        (b.address.data, b.address.data + b.total_bytes, b.label.data) for b in placed if b.address
+    )
+    for (_, end, label), (start, _, other) in zip(spans, spans[1:], strict=False):
+        if start < end:
+            raise VerifyException(f'buffers "{label}" and "{other}" overlap at byte {start}')
+    peak = max((end for _, end, _ in spans), default=sum(b.total_bytes for b in buffers))
+    capacity = _capacity_bytes(kernel)
+    if capacity is not None and peak > capacity:
+        raise VerifyException(
+            f'the buffers of kernel "{kernel.label.data}" need {peak} bytes on chip and the accelerator has '
+            f"{capacity}: use smaller tiles or fewer slots"
+        )
+
+
+def _capacity_bytes(kernel: KernelOp) -> int | None:
+    parent = kernel.parent_op()
+    while parent is not None and not isinstance(parent, ModuleOp):
+        parent = parent.parent_op()
+    attribute = parent.attributes.get("spatial.accelerator") if parent is not None else None
+    return attribute.data.buffer.capacity_bytes if isinstance(attribute, AcceleratorAttr) else None
