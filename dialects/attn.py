@@ -151,17 +151,19 @@ class AttnOp(IRDLOperation, ABC):
     def check(self) -> None:
         """Further requirements; raises `FlatcError`."""
 
+    def require(self) -> None:
+        """Everything that must hold; raises `FlatcError`."""
+        for value in (*self.operands, *self.results):
+            shapes.check_sizes(shape_of(value), may_be_empty=isinstance(self, AppendOp))
+        expected, found = self.shape(), shape_of(self.results[0])
+        if expected != found:
+            raise FlatcError(f"the result has shape {shapes.text(found)}, the operands give {shapes.text(expected)}")
+        self.check()
+
     @override
     def verify_(self) -> None:
         try:
-            for value in (*self.operands, *self.results):
-                shapes.check_sizes(shape_of(value), may_be_empty=isinstance(self, AppendOp))
-            expected, found = self.shape(), shape_of(self.results[0])
-            if expected != found:
-                raise FlatcError(
-                    f"the result has shape {shapes.text(found)}, the operands give {shapes.text(expected)}"
-                )
-            self.check()
+            self.require()
         except FlatcError as error:
             lines = [error.message, *error.notes, *([error.help] if error.help else [])]
             raise VerifyException(f"{self.name}: " + "; ".join(lines)) from None
@@ -175,9 +177,7 @@ def _floating(what: str, element: Attribute) -> None:
 def _alike(op: str, left: SSAValue, right: SSAValue) -> None:
     a, b = element_type_of(left), element_type_of(right)
     if a != b:
-        raise FlatcError(
-            f"{op} mixes element types {a} and {b}", help="cast one side to the type of the other"
-        )
+        raise FlatcError(f"{op} mixes element types {a} and {b}", help="cast one side to the type of the other")
 
 
 def _finite(what: str, number: FloatAttr) -> float:
@@ -281,6 +281,7 @@ class BiasOp(ScoreOp):
 
     name = "attn.bias"
 
+    scores = operand_def(ScoreOp.T)
     bias = operand_def(Tensor)
 
     assembly_format = "$scores `,` $bias attr-dict `:` type($scores) `,` type($bias)"
@@ -327,6 +328,7 @@ class T5RelativeOp(ScoreOp):
 
     name = "attn.t5_relative"
 
+    scores = operand_def(ScoreOp.T)
     table = operand_def(Tensor)
     max_distance = prop_def(IntegerAttr[I64])
     offset = prop_def(IntegerAttr[I64])
@@ -337,9 +339,7 @@ class T5RelativeOp(ScoreOp):
         " attr-dict `:` type($scores) `,` type($table)"
     )
 
-    def __init__(
-        self, scores: SSAValue, table: SSAValue, max_distance: int, offset: int, bidirectional: bool = True
-    ):
+    def __init__(self, scores: SSAValue, table: SSAValue, max_distance: int, offset: int, bidirectional: bool = True):
         properties = {
             "max_distance": _integer(max_distance),
             "offset": _integer(offset),
@@ -381,6 +381,7 @@ class MaskOp(ScoreOp):
 
     name = "attn.mask"
 
+    scores = operand_def(ScoreOp.T)
     symbolic = opt_prop_def(MaskAttr)
     keep = opt_operand_def(Tensor)
     valid = opt_operand_def(Tensor)
@@ -412,9 +413,7 @@ class MaskOp(ScoreOp):
     def check(self) -> None:
         scores = shape_of(self.scores)
         if self.symbolic is None and len(self.operands) == 1:
-            raise FlatcError(
-                "the op hides nothing", help="give by <...>, keep, valid or same, or drop the op"
-            )
+            raise FlatcError("the op hides nothing", help="give by <...>, keep, valid or same, or drop the op")
         if self.keep is not None:
             shapes.onto_scores("keep", scores, shape_of(self.keep))
             _boolean("keep", self.keep)
@@ -429,9 +428,7 @@ class MaskOp(ScoreOp):
 
 def _boolean(what: str, value: SSAValue) -> None:
     if element_type_of(value) != IntegerType(1):
-        raise FlatcError(
-            f"{what} has element type {element_type_of(value)}", help="use bool (i1): true is visible"
-        )
+        raise FlatcError(f"{what} has element type {element_type_of(value)}", help="use bool (i1): true is visible")
 
 
 @irdl_op_definition
@@ -451,8 +448,7 @@ class SoftmaxOp(AttnOp):
     probabilities = result_def(Tensor)
 
     assembly_format = (
-        "$scores (`sink` `(` $sink^ `:` type($sink) `)`)? attr-dict"
-        " `:` type($scores) `->` type($probabilities)"
+        "$scores (`sink` `(` $sink^ `:` type($sink) `)`)? attr-dict `:` type($scores) `->` type($probabilities)"
     )
 
     def __init__(self, scores: SSAValue, result: Attribute, sink: SSAValue | None = None):
@@ -669,6 +665,7 @@ class NormOp(SameTypeOp):
     name = "attn.norm"
 
     kind = prop_def(NormKindAttr)
+    x = operand_def(SameTypeOp.T)
     weight = opt_operand_def(Tensor)
     bias = opt_operand_def(Tensor)
     epsilon = prop_def(FloatAttr)
@@ -698,9 +695,7 @@ class NormOp(SameTypeOp):
         if not shape_of(self.x):
             raise FlatcError("x has no dims", help="normalise a tensor with at least one dim")
         if _finite("epsilon", self.epsilon) < 0:
-            raise FlatcError(
-                f"epsilon is {self.epsilon.value.data}", help="give 0 or a small positive number"
-            )
+            raise FlatcError(f"epsilon is {self.epsilon.value.data}", help="give 0 or a small positive number")
         for what, value in (("weight", self.weight), ("bias", self.bias)):
             if value is not None:
                 shapes.vector(what, shape_of(value), "feature", shape_of(self.x)[-1])

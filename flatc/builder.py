@@ -1,0 +1,589 @@
+"""Build attention graphs in Python, in the words of the `.flat` format.
+
+Each function of the format is a method of `Graph`; masks and biases are small values that combine with
+`&`, `|` and `+`. The parser of the format calls the same methods, so both agree on every rule.
+
+    >>> g = Graph("block", dtype="bf16", softmax="f32")
+    >>> x = g.input("x", [1, 7, 64])
+    >>> w = g.weight("w", [64, 64])
+    >>> q = g.heads(x @ w, 4)
+    >>> a = g.attention(q, q, q, mask=causal() & window(3))
+    >>> g.output(x + g.merge(a) @ w, names=["y"])
+    >>> module = g.module()
+
+Sizes that do not fit raise `FlatcError` at once, with the position that was passed as `at`. Element
+types: the graph has a storage type (`dtype`) and a type for scores and accumulators (`softmax`);
+probabilities return to the storage type, since that is what an array is fed with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from xdsl.dialects.builtin import (
+    AnyFloat,
+    ArrayAttr,
+    BFloat16Type,
+    DictionaryAttr,
+    Float8E4M3FNType,
+    Float16Type,
+    Float32Type,
+    Float64Type,
+    FunctionType,
+    IntegerAttr,
+    IntegerType,
+    ModuleOp,
+    StringAttr,
+    TensorType,
+    i64,
+)
+from xdsl.dialects.func import FuncOp, ReturnOp
+from xdsl.ir import Attribute, Block, Region, SSAValue
+
+from flatc.dialects import attn, masks
+from flatc.dialects import attn_shapes as shapes
+from flatc.dialects.attn import Activation, AddOp, AttnOp, LinearOp, NormKind
+from flatc.dialects.attn_shapes import Shape
+from flatc.dialects.diagnostics import FlatcError, Position, did_you_mean
+from flatc.dialects.masks import Mask
+
+DTYPES: dict[str, Attribute] = {
+    "f64": Float64Type(),
+    "f32": Float32Type(),
+    "f16": Float16Type(),
+    "bf16": BFloat16Type(),
+    "f8E4M3FN": Float8E4M3FNType(),
+    "i8": IntegerType(8),
+    "i32": IntegerType(32),
+    "bool": IntegerType(1),
+}
+"""The element types by name."""
+
+_DTYPE_NAMES = {element: name for name, element in DTYPES.items()}
+_COMPUTE_DTYPES = ("f64", "f32", "f16", "bf16")
+
+
+T = TypeVar("T")
+
+
+def _guard(at: Position | None, rule: Callable[[], T]) -> T:
+    """Apply a shape rule and let its complaint carry the position."""
+    try:
+        return rule()
+    except FlatcError as error:
+        raise FlatcError(error.message, position=at, notes=error.notes, help=error.help) from None
+
+
+def _element_type(dtype: str, at: Position | None) -> Attribute:
+    if dtype not in DTYPES:
+        suggestion = did_you_mean(dtype, DTYPES) or f"the types are {', '.join(DTYPES)}"
+        raise FlatcError(f"unknown element type '{dtype}'", position=at, help=suggestion)
+    return DTYPES[dtype]
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """A value of a graph: a handle with shape and type, and the operators `+`, `*` and `@`."""
+
+    graph: Graph = field(repr=False)
+    value: SSAValue = field(repr=False)
+    shape: Shape
+    dtype: str
+    name: str | None = None
+
+    def __add__(self, other: Tensor) -> Tensor:
+        return self.graph.add(self, other)
+
+    def __mul__(self, other: Tensor | float) -> Tensor:
+        return self.graph.multiply(self, other)
+
+    def __rmul__(self, other: float) -> Tensor:
+        return self.graph.multiply(self, other)
+
+    def __matmul__(self, other: Tensor) -> Tensor:
+        return self.graph.linear(self, other)
+
+
+@dataclass(frozen=True)
+class MaskExpr:
+    """A mask before its offsets are known: a symbolic part, and run-time parts that must hold as well."""
+
+    resolve: Callable[[int], Mask] | None = None
+    keep: tuple[Tensor, ...] = ()
+    valid: tuple[Tensor, ...] = ()
+    same: tuple[Tensor, ...] = ()
+    at: Position | None = None
+
+    def __and__(self, other: MaskExpr | Tensor) -> MaskExpr:
+        other = as_mask(other)
+        left, right = self.resolve, other.resolve
+
+        def both(offset: int) -> Mask:
+            assert left is not None
+            assert right is not None
+            return left(offset) & right(offset)
+
+        return MaskExpr(
+            both if left and right else left or right,
+            self.keep + other.keep,
+            self.valid + other.valid,
+            self.same + other.same,
+            self.at or other.at,
+        )
+
+    def __or__(self, other: MaskExpr | Tensor) -> MaskExpr:
+        other = as_mask(other)
+        left, right = self.resolve, other.resolve
+        if left is None or right is None or self.is_runtime or other.is_runtime:
+            raise FlatcError(
+                "a mask that is known only at run time (valid, same, a tensor) cannot be combined with |",
+                position=self.at or other.at,
+                help="combine it with &, or compute the whole mask into one bool tensor",
+            )
+        return MaskExpr(lambda offset: left(offset) | right(offset), at=self.at or other.at)
+
+    @property
+    def is_runtime(self) -> bool:
+        return bool(self.keep or self.valid or self.same)
+
+
+def as_mask(mask: MaskExpr | Tensor) -> MaskExpr:
+    """A bool tensor is a mask too: true is visible."""
+    return MaskExpr(keep=(mask,)) if isinstance(mask, Tensor) else mask
+
+
+def causal(offset: int | None = None, *, at: Position | None = None) -> MaskExpr:
+    """Row q sees keys up to q + offset; the offset is keys - queries unless given."""
+    return MaskExpr(lambda default: masks.Causal(default if offset is None else offset), at=at)
+
+
+def window(left: int, right: int = 0, *, offset: int | None = None, at: Position | None = None) -> MaskExpr:
+    """Row q at p = q + offset sees p - left < k <= p + right; `window(w)` is w keys that end at the row."""
+    _guard(at, lambda: masks.Window(left, right, 0))
+    return MaskExpr(lambda default: masks.Window(left, right, default if offset is None else offset), at=at)
+
+
+def prefix(length: int, *, at: Position | None = None) -> MaskExpr:
+    """Every row sees the first `length` keys; meant for `causal | prefix(n)`."""
+    mask = _guard(at, lambda: masks.Prefix(length))
+    return MaskExpr(lambda _: mask, at=at)
+
+
+def first(count: int, *, at: Position | None = None) -> MaskExpr:
+    """Every row sees the first `count` keys; meant for `causal & (window(w) | first(n))`."""
+    mask = _guard(at, lambda: masks.FirstN(count))
+    return MaskExpr(lambda _: mask, at=at)
+
+
+def chunk(size: int, *, offset: int | None = None, at: Position | None = None) -> MaskExpr:
+    """Row q at q + offset sees the keys of its own block of `size`."""
+    _guard(at, lambda: masks.Chunk(size, 0))
+    return MaskExpr(lambda default: masks.Chunk(size, default if offset is None else offset), at=at)
+
+
+def valid(pad: Tensor, *, at: Position | None = None) -> MaskExpr:
+    """Keys whose entry in `pad` (bool [B, T]) is true."""
+    return MaskExpr(valid=(pad,), at=at)
+
+
+def same(doc: Tensor, *, at: Position | None = None) -> MaskExpr:
+    """Keys of the row's own document; `doc` is i32 [B, T] and the queries are the last of the keys."""
+    return MaskExpr(same=(doc,), at=at)
+
+
+@dataclass(frozen=True)
+class BiasExpr:
+    """What is added to the scores, before offsets are known; biases add up with `+`."""
+
+    terms: tuple[Callable[[SSAValue, int], AttnOp], ...]
+
+    def __add__(self, other: BiasExpr | Tensor) -> BiasExpr:
+        return BiasExpr(self.terms + as_bias(other).terms)
+
+    def __radd__(self, other: Tensor) -> BiasExpr:
+        return as_bias(other) + self
+
+
+def as_bias(bias: BiasExpr | Tensor) -> BiasExpr:
+    """A tensor that broadcasts to the scores is a bias too."""
+    if isinstance(bias, BiasExpr):
+        return bias
+    return BiasExpr((lambda scores, _: attn.BiasOp(scores, bias.value),))
+
+
+def alibi(*, offset: int | None = None) -> BiasExpr:
+    """Attention with linear biases: -slope(head) * distance."""
+    return BiasExpr((lambda scores, default: attn.AlibiOp(scores, default if offset is None else offset),))
+
+
+def t5_relative(
+    table: Tensor,
+    *,
+    buckets: int | None = None,
+    max_distance: int = 128,
+    bidirectional: bool = True,
+    offset: int | None = None,
+    at: Position | None = None,
+) -> BiasExpr:
+    """A learned bias by bucketed distance; `table` is [buckets, query heads]."""
+    if buckets is not None and (len(table.shape) != 2 or table.shape[0] != buckets):
+        raise FlatcError(
+            f"the table of t5_relative is {shapes.text(table.shape)}, expected [{buckets}, query heads]",
+            position=at,
+            help="the first dim of the table is the number of buckets",
+        )
+
+    def build(scores: SSAValue, default: int) -> AttnOp:
+        at_key = default if offset is None else offset
+        return attn.T5RelativeOp(scores, table.value, max_distance, at_key, bidirectional)
+
+    return BiasExpr((build,))
+
+
+def _join_biases(block: Block) -> None:
+    """Let `x @ w + b` be one linear op: the bias vector joins the sum where nothing else reads the product."""
+    for add in [op for op in block.ops if isinstance(op, AddOp)]:
+        for product, bias in ((add.left, add.right), (add.right, add.left)):
+            linear = product.owner
+            if not isinstance(linear, LinearOp) or linear.bias is not None or not product.has_one_use():
+                continue
+            if attn.shape_of(bias) != attn.shape_of(product)[-1:]:
+                continue
+            joined = LinearOp(linear.x, linear.w, linear.accumulator, product.type, bias)
+            joined.location = linear.location
+            block.insert_op_before(joined, add)
+            joined.output.name_hint = add.result.name_hint
+            add.result.replace_all_uses_with(joined.output)
+            add.erase()
+            linear.erase()
+            break
+
+
+class Graph:
+    """One attention graph under construction."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        dtype: str = "f32",
+        softmax: str | None = None,
+        dims: Mapping[str, int] | None = None,
+        at: Position | None = None,
+    ):
+        self.name = name
+        self.dtype = dtype
+        self.softmax = softmax or ("f64" if dtype == "f64" else "f32")
+        self.dims = dict(dims or {})
+        self.at = at
+        self._block = Block()
+        self._arguments: dict[str, dict[str, Attribute]] = {}
+        self._outputs: dict[str, Tensor] = {}
+        _element_type(dtype, at)
+        _element_type(self.softmax, at)
+        if self.softmax not in _COMPUTE_DTYPES:
+            raise FlatcError(
+                f"scores cannot be computed in {self.softmax}",
+                position=at,
+                help=f"the types for softmax are {', '.join(_COMPUTE_DTYPES)}",
+            )
+
+    # Declarations
+
+    def input(self, name: str, shape: Sequence[int], dtype: str | None = None, *, at: Position | None = None) -> Tensor:
+        """Data that changes from call to call."""
+        return self._declare("input", name, shape, dtype, at)
+
+    def weight(
+        self, name: str, shape: Sequence[int], dtype: str | None = None, *, at: Position | None = None
+    ) -> Tensor:
+        """A parameter of the model."""
+        return self._declare("weight", name, shape, dtype, at)
+
+    def cache(self, name: str, shape: Sequence[int], dtype: str | None = None, *, at: Position | None = None) -> Tensor:
+        """Keys or values of earlier tokens, [B, KV, P, D]; P may be 0."""
+        return self._declare("cache", name, shape, dtype, at)
+
+    def output(self, *tensors: Tensor, names: Sequence[str] | None = None, at: Position | None = None) -> None:
+        """The results of the graph, in order; a tensor without a name becomes `out0`, `out1`, ..."""
+        for index, tensor in enumerate(tensors):
+            name = names[index] if names else tensor.name or f"out{len(self._outputs)}"
+            if name in self._outputs:
+                raise FlatcError(f"'{name}' is already an output", position=at, help="name each output once")
+            self._check_owner(tensor, at)
+            self._outputs[name] = replace(tensor, name=name)
+
+    def bind(self, name: str, tensor: Tensor) -> Tensor:
+        """Give a value the name that reports and the IR show."""
+        if not tensor.value.name_hint and SSAValue.is_valid_name(name):
+            tensor.value.name_hint = name
+        return replace(tensor, name=name)
+
+    def module(self) -> ModuleOp:
+        """The verified module: one function whose arguments carry name and kind."""
+        if not self._outputs:
+            raise FlatcError(f"graph '{self.name}' has no output", position=self.at, help="end it with output(y)")
+        results = [tensor.value for tensor in self._outputs.values()]
+        block = self._block
+        types = [value.type for value in results]
+        function = FuncOp(
+            self.name,
+            FunctionType.from_lists(block.arg_types, types),
+            Region(block),
+            arg_attrs=ArrayAttr([DictionaryAttr(attributes) for attributes in self._arguments.values()]),
+        )
+        block.add_op(ReturnOp(*results))
+        _join_biases(block)
+        function.attributes["flat.names"] = ArrayAttr([StringAttr(name) for name in self._outputs])
+        function.attributes["flat.dims"] = DictionaryAttr(
+            {name: IntegerAttr(size, i64) for name, size in self.dims.items()}
+        )
+        if self.at:
+            function.location = self.at.to_location()
+        module = ModuleOp([function])
+        module.verify()
+        return module
+
+    # Attention
+
+    def attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        mask: MaskExpr | Tensor | None = None,
+        bias: BiasExpr | Tensor | None = None,
+        scale: float | None = None,
+        softcap: float | None = None,
+        sink: Tensor | None = None,
+        at: Position | None = None,
+    ) -> Tensor:
+        """softmax(mask(softcap(scale * q . k^T) + bias)) . v; the scale is 1 / sqrt(d_qk) unless given."""
+        shape = _guard(at, lambda: shapes.attention(q.shape, k.shape, v.shape))
+        scores = self.logit(q, k, scale=scale, at=at).value
+        offset = k.shape[2] - q.shape[2]
+        if softcap is not None:
+            scores = self._emit(attn.SoftcapOp(scores, softcap), at).value
+        for term in as_bias(bias).terms if bias is not None else ():
+            scores = self._emit(term(scores, offset), at).value
+        if mask is not None:
+            scores = self._mask(scores, as_mask(mask), offset, at)
+        stored = v.dtype if self._is_float(v) else self.softmax
+        p = self._emit(
+            attn.SoftmaxOp(scores, self._type((*shape[:3], k.shape[2]), stored), sink.value if sink else None),
+            at,
+        )
+        return self.attend(p, v, at=at)
+
+    def logit(self, q: Tensor, k: Tensor, *, scale: float | None = None, at: Position | None = None) -> Tensor:
+        """The scores alone: scale * q . k^T, in the softmax type."""
+        shape = _guard(at, lambda: shapes.logit(q.shape, k.shape))
+        factor = 1 / math.sqrt(q.shape[3]) if scale is None else scale
+        result = self._type(shape, self.softmax)
+        return self._emit(attn.LogitOp(q.value, k.value, factor, DTYPES[self.softmax], result), at)
+
+    def attend(self, p: Tensor, v: Tensor, *, at: Position | None = None) -> Tensor:
+        """Probabilities times values, in the storage type."""
+        shape = _guard(at, lambda: shapes.attend(p.shape, v.shape))
+        stored = v.dtype if self._is_float(v) else self._storage()
+        return self._emit(attn.AttendOp(p.value, v.value, DTYPES[self.softmax], self._type(shape, stored)), at)
+
+    def _mask(self, scores: SSAValue, mask: MaskExpr, offset: int, at: Position | None) -> SSAValue:
+        symbolic = mask.resolve(offset) if mask.resolve else None
+        rounds = max(len(mask.keep), len(mask.valid), len(mask.same), 1 if symbolic else 0)
+        for index in range(rounds):
+            keep, valid_, same_ = (
+                terms[index].value if index < len(terms) else None for terms in (mask.keep, mask.valid, mask.same)
+            )
+            op = attn.MaskOp(scores, symbolic if index == 0 else None, keep=keep, valid=valid_, same=same_)
+            scores = self._emit(op, mask.at or at).value
+        return scores
+
+    # The layer around attention
+
+    def linear(self, x: Tensor, w: Tensor, bias: Tensor | None = None, *, at: Position | None = None) -> Tensor:
+        """x [..., I] times w [I, O], plus a bias [O]; `x @ w` means the same."""
+        shape = _guard(at, lambda: shapes.linear(x.shape, w.shape))
+        stored = next((t.dtype for t in (x, w) if self._is_float(t)), self._storage())
+        result = self._type(shape, stored)
+        op = attn.LinearOp(x.value, w.value, DTYPES[self.softmax], result, bias.value if bias else None)
+        return self._emit(op, at)
+
+    def add(self, left: Tensor, right: Tensor, *, at: Position | None = None) -> Tensor:
+        """Element by element; dims of 1 are repeated."""
+        shape = _guard(at, lambda: shapes.broadcast(left.shape, right.shape))
+        return self._emit(attn.AddOp(left.value, right.value, self._type(shape, left.dtype)), at)
+
+    def multiply(self, left: Tensor, right: Tensor | float, *, at: Position | None = None) -> Tensor:
+        """Element by element with a tensor (dims of 1 are repeated) or with a number."""
+        if not isinstance(right, Tensor):
+            return self._emit(attn.ScaleOp(left.value, right), at)
+        shape = _guard(at, lambda: shapes.broadcast(left.shape, right.shape))
+        return self._emit(attn.MultiplyOp(left.value, right.value, self._type(shape, left.dtype)), at)
+
+    def cast(self, x: Tensor, dtype: str, *, at: Position | None = None) -> Tensor:
+        """Convert to another element type."""
+        _element_type(dtype, at)
+        return self._emit(attn.CastOp(x.value, self._type(x.shape, dtype)), at)
+
+    def heads(self, x: Tensor, heads: int, *, at: Position | None = None) -> Tensor:
+        """[B, S, H * D] to [B, H, S, D]."""
+        shape = _guard(at, lambda: shapes.split_heads(x.shape, heads))
+        return self._emit(attn.SplitHeadsOp(x.value, heads, self._type(shape, x.dtype)), at)
+
+    def merge(self, x: Tensor, *, at: Position | None = None) -> Tensor:
+        """[B, H, S, D] to [B, S, H * D]."""
+        shape = _guard(at, lambda: shapes.merge_heads(x.shape))
+        return self._emit(attn.MergeHeadsOp(x.value, self._type(shape, x.dtype)), at)
+
+    def append(self, cache: Tensor, new: Tensor, *, at: Position | None = None) -> Tensor:
+        """Cached keys or values followed by new ones: [B, KV, P + S, D]."""
+        shape = _guard(at, lambda: shapes.append(cache.shape, new.shape))
+        return self._emit(attn.AppendOp(cache.value, new.value, self._type(shape, cache.dtype)), at)
+
+    def rope(
+        self,
+        x: Tensor,
+        *,
+        start: int = 0,
+        base: float = 10000.0,
+        dims: int | None = None,
+        interleaved: bool = False,
+        at: Position | None = None,
+    ) -> Tensor:
+        """Rotary position embedding; row s of x [B, H, S, D] has position start + s."""
+        rotated = x.shape[-1] if dims is None and x.shape else dims or 0
+        _guard(at, lambda: shapes.rope(x.shape, rotated))
+        return self._emit(attn.RopeOp(x.value, start, base, rotated, interleaved), at)
+
+    def layernorm(
+        self,
+        x: Tensor,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        *,
+        epsilon: float = 1e-5,
+        at: Position | None = None,
+    ) -> Tensor:
+        """Normalise over the last dim to mean 0 and deviation 1."""
+        return self._norm(NormKind.LAYERNORM, x, weight, bias, epsilon, at)
+
+    def rmsnorm(
+        self,
+        x: Tensor,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        *,
+        epsilon: float = 1e-6,
+        at: Position | None = None,
+    ) -> Tensor:
+        """Divide by the root mean square over the last dim."""
+        return self._norm(NormKind.RMSNORM, x, weight, bias, epsilon, at)
+
+    def activation(self, kind: str, x: Tensor, *, at: Position | None = None) -> Tensor:
+        """A pointwise function by name: gelu, gelu_tanh, silu, relu, sigmoid, tanh."""
+        names = [str(member) for member in Activation]
+        if kind not in names:
+            suggestion = did_you_mean(kind, names) or f"the activations are {', '.join(names)}"
+            raise FlatcError(f"unknown activation '{kind}'", position=at, help=suggestion)
+        return self._emit(attn.ActivationOp(Activation(kind), x.value), at)
+
+    def gelu(self, x: Tensor, *, at: Position | None = None) -> Tensor:
+        """x * (1 + erf(x / sqrt 2)) / 2."""
+        return self.activation("gelu", x, at=at)
+
+    def gelu_tanh(self, x: Tensor, *, at: Position | None = None) -> Tensor:
+        """The tanh approximation of gelu."""
+        return self.activation("gelu_tanh", x, at=at)
+
+    def silu(self, x: Tensor, *, at: Position | None = None) -> Tensor:
+        """x * sigmoid(x)."""
+        return self.activation("silu", x, at=at)
+
+    def relu(self, x: Tensor, *, at: Position | None = None) -> Tensor:
+        """max(x, 0)."""
+        return self.activation("relu", x, at=at)
+
+    def sigmoid(self, x: Tensor, *, at: Position | None = None) -> Tensor:
+        """1 / (1 + exp(-x))."""
+        return self.activation("sigmoid", x, at=at)
+
+    def tanh(self, x: Tensor, *, at: Position | None = None) -> Tensor:
+        """The hyperbolic tangent."""
+        return self.activation("tanh", x, at=at)
+
+    # Masks and biases, for those who hold a graph and nothing else
+
+    causal = staticmethod(causal)
+    window = staticmethod(window)
+    prefix = staticmethod(prefix)
+    first = staticmethod(first)
+    chunk = staticmethod(chunk)
+    valid = staticmethod(valid)
+    same = staticmethod(same)
+    alibi = staticmethod(alibi)
+    t5_relative = staticmethod(t5_relative)
+
+    # Inside
+
+    def _norm(
+        self,
+        kind: NormKind,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        epsilon: float,
+        at: Position | None,
+    ) -> Tensor:
+        operands = (weight.value if weight else None, bias.value if bias else None)
+        return self._emit(attn.NormOp(kind, x.value, epsilon, *operands), at)
+
+    def _declare(self, kind: str, name: str, shape: Sequence[int], dtype: str | None, at: Position | None) -> Tensor:
+        if name in self._arguments:
+            raise FlatcError(f"'{name}' is declared twice", position=at, help="choose another name")
+        sizes = tuple(shape)
+        empty_cache = kind == "cache" and len(sizes) == 4 and sizes[2] == 0
+        checked = (*sizes[:2], 1, sizes[3]) if empty_cache else sizes
+        _guard(at, lambda: shapes.check_sizes(checked))
+        element = dtype or self.dtype
+        _element_type(element, at)
+        argument = self._block.insert_arg(self._type(sizes, element), len(self._block.args))
+        if at:
+            argument.location = at.to_location()
+        if SSAValue.is_valid_name(name):
+            argument.name_hint = name
+        self._arguments[name] = {"flat.name": StringAttr(name), "flat.kind": StringAttr(kind)}
+        return Tensor(self, argument, sizes, element, name)
+
+    def _emit(self, op: AttnOp, at: Position | None) -> Tensor:
+        if at:
+            op.location = at.to_location()
+        try:
+            _guard(at, op.require)
+        except FlatcError:
+            op.erase()
+            raise
+        self._block.add_op(op)
+        value = op.results[0]
+        return Tensor(self, value, attn.shape_of(value), _DTYPE_NAMES[attn.element_type_of(value)])
+
+    def _check_owner(self, tensor: Tensor, at: Position | None) -> None:
+        if tensor.graph is not self:
+            raise FlatcError(
+                f"a tensor of graph '{tensor.graph.name}' is used in graph '{self.name}'",
+                position=at,
+                help="declare it here as an input",
+            )
+
+    def _type(self, shape: Shape, dtype: str) -> TensorType[Attribute]:
+        return TensorType(DTYPES[dtype], shape)
+
+    def _is_float(self, tensor: Tensor) -> bool:
+        return isinstance(DTYPES[tensor.dtype], AnyFloat)
+
+    def _storage(self) -> str:
+        return self.dtype if isinstance(DTYPES[self.dtype], AnyFloat) else self.softmax
