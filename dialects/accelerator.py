@@ -74,8 +74,8 @@ class OffchipMemory:
         check_fields(self)
         if self.channels == "shared" and self.read_bytes_per_second != self.write_bytes_per_second:
             raise FlatcError(
-                "OffchipMemory with a shared channel has one bandwidth, got different ones: "
-                f"read {self.read_bytes_per_second} B/s, write {self.write_bytes_per_second} B/s",
+                "OffchipMemory.channels is shared, so reads and writes have one bandwidth; got "
+                f"{self.read_bytes_per_second} B/s and {self.write_bytes_per_second} B/s",
                 help="make them equal, or the channels separate",
             )
 
@@ -134,7 +134,7 @@ class Array:
             raise FlatcError("Array.pe_cycles must price 'mac': the array computes matrix products")
         for name, cycles in self.pe_cycles:
             if cycles < 1:
-                raise FlatcError(f"Array.pe_cycles of '{name}' must be positive, got {cycles}")
+                raise FlatcError(f"Array.pe_cycles.{name} must be positive, got {cycles}")
 
     @property
     def pes(self) -> int:
@@ -190,6 +190,11 @@ class VectorUnit:
 
     def __post_init__(self):
         check_fields(self)
+        if not self.lanes and any(vars(self.prices).values()):
+            raise FlatcError(
+                "VectorUnit.lanes must be positive where operations have a price",
+                help="a machine without a vector unit has NO_VECTOR_UNIT; in YAML: 'vector: none'",
+            )
 
 
 NO_VECTOR_UNIT = VectorUnit(0, VectorPrices(*[0] * 8), VectorEnergies(*[0.0] * 8))

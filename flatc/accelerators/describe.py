@@ -73,8 +73,7 @@ def _value(record: Any, field: str, value: Any) -> str:
         return "{" + ", ".join(f"{name}: {format_quantity(cycles, 'cycles')}" for name, cycles in value) + "}"
     if isinstance(value, tuple):
         return "[" + ", ".join(cast(tuple[str, ...], value)) + "]"
-    kind: type[Any] = type(record)
-    return format_quantity(value, quantities(kind)[field].unit)
+    return format_quantity(value, quantities(record.__class__)[field].unit)
 
 
 def _sources(record: Any, sources: dict[str, str], path: str, indent: str) -> Iterator[str]:

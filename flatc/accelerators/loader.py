@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, is_dataclass
 from importlib import resources
+from os.path import isfile
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin
 
@@ -61,7 +62,7 @@ def load(name_or_path: str | Path) -> Accelerator:
         shipped = resources.files("flatc.accelerators") / f"{name}.yaml"
         return parse(shipped.read_text(encoding="utf-8"), f"{name}.yaml")
     path = Path(name)
-    if len(path.parts) < 2 and path.suffix not in (".yaml", ".yml") and not path.is_file():
+    if len(path.parts) < 2 and path.suffix not in (".yaml", ".yml") and not isfile(path):
         raise FlatcError(
             f"no accelerator is named '{name}'",
             notes=[f"flatc ships {', '.join(names())}"],
@@ -123,11 +124,16 @@ class _Reader:
         return self._build(kind, self._fields(node, kind, place), node, place)
 
     def _build(self, kind: type[_Record], values: dict[str, Any], node: yaml.Node, place: _Place) -> _Record:
+        """The record of these values; what only the record can judge is reported at the field it names."""
         try:
             return kind(**values)
         except FlatcError as error:
-            where = f"{place.keys}: " if place.keys else ""
-            self.document.fail(node, where + error.message, help=error.help)
+            field, _, rest = error.message.removeprefix(f"{kind.__name__}.").partition(" ")
+            for key, known in KEYS[kind].items():
+                if field == known:
+                    found = self.document.entries(node, place.keys)[key].node
+                    self.document.fail(found, f"{place.down(key, known).keys} {rest}", help=error.help)
+            self.document.fail(node, error.message, help=error.help)
 
     def _fields(self, node: yaml.Node, kind: type, place: _Place) -> dict[str, Any]:
         """The value of each field of `kind`, by field name; sources are noted on the way."""
@@ -138,10 +144,10 @@ class _Reader:
             self._split_bandwidth(entries, place)
         values: dict[str, Any] = {}
         for key, field in KEYS[kind].items():
-            here = place.down(key, field)
             if key not in entries:
-                shown = here.keys.replace("read_bandwidth", SHARED_BANDWIDTH)
+                shown = place.down(SHARED_BANDWIDTH if key == "read_bandwidth" else key, field).keys
                 self.document.fail(node, f"missing field '{shown}'", help=_example(kind, key, field))
+            here = place.down(entries[key].key.value, field)
             values[field] = self._value(entries[key].node, kind, field, here)
             if field == "clock_hz":
                 self.clock_hz = values[field]
@@ -244,11 +250,11 @@ class _Reader:
             value = units.parse(text, quantity.unit, self.clock_hz)
         except FlatcError as error:
             self.document.fail(node, f"{place.keys}: {error.message}", help=error.help)
-        if value < quantity.minimum:
-            self.document.fail(node, f"{place.keys} must be {quantity.expectation}, got '{text}'")
         if whole and value.denominator != 1:
             of = f" of {quantity.unit}" if quantity.unit else ""
             self.document.fail(node, f"{place.keys} must be a whole number{of}, got '{text}'")
+        if value < quantity.minimum:
+            self.document.fail(node, f"{place.keys} must be {quantity.expectation}, got '{text}'")
         return int(value) if whole else float(value)
 
 

@@ -86,7 +86,8 @@ def _scale(unit: str, base: str, clock_hz: int | None, text: str) -> Fraction:
         )
     if base == "":
         raise FlatcError(f"expected a whole number without a unit, got '{_shorten(text)}'")
-    near = did_you_mean(unit, measure.units)
+    same_letters = [known for known in measure.units if known.lower() == unit.lower()]
+    near = f"did you mean '{same_letters[0]}'?" if same_letters else did_you_mean(unit, measure.units)
     raise FlatcError(
         f"'{_shorten(unit)}' is no unit of {measure.noun}",
         help=near or f"write it like {measure.example}; units: {', '.join(measure.units)}",
