@@ -1,1 +1,26 @@
-"""How a program is transformed and what it costs: one pass a file, the mapping maths beside them."""
+"""How a program is transformed and what it costs: one pass a file, the mapping maths beside them.
+
+`get_all_passes` is what `flatc-opt -p "fuse,tile{strategy=flat-r}"` chooses from. A factory imports its
+pass only when it is asked for, so that starting a tool stays quick:
+
+    def fuse():
+        from flatc.passes.fuse import FusePass
+
+        return FusePass
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from xdsl.passes import ModulePass
+
+if __name__ != "flatc.passes":
+    raise ImportError(f"import flatc.passes instead of '{__name__}': one definition of each pass is enough")
+
+
+def get_all_passes() -> dict[str, Callable[[], type[ModulePass]]]:
+    """Every pass of flatc by the name it has in a pipeline."""
+    return {}

@@ -1,0 +1,59 @@
+# flatc, from a fresh clone: needs only make and Python 3.11 or newer.
+#
+#   make demo        compile, run and explain a small attention layer
+#   make test        the tests that take seconds
+#   make test-all    every test
+#   make check       lint, format, types
+#   make clean       remove everything that make built
+#
+# PYTHON=python3.12 make ...  chooses the interpreter that the virtual environment is made from.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all check format clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+RUNTIME := $(VENV)/.runtime-installed
+DEVELOPMENT := $(VENV)/.development-installed
+IS_RECENT := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
+	"$$python" -c "$(IS_RECENT)" 2>/dev/null && { echo "$$python"; break; }; done)
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+help:
+	@sed -n 's/^# \{0,1\}//; 1,9p' Makefile
+
+demo: $(RUNTIME)
+	$(BIN)/python examples/demo.py
+
+test: $(DEVELOPMENT)
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: $(DEVELOPMENT)
+	$(BIN)/python -m pytest -n 2
+
+check: $(DEVELOPMENT)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/basedpyright
+
+format: $(DEVELOPMENT)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" && "$(PYTHON)" -c "$(IS_RECENT)" || { \
+		echo "error: flatc needs Python 3.11 or newer with its venv module; set PYTHON=/path/to/python3.11"; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
+
+$(RUNTIME): pyproject.toml | $(BIN)/python
+	$(PIP) install --editable .
+	@touch $@
+
+$(DEVELOPMENT): pyproject.toml | $(BIN)/python
+	$(PIP) install --editable '.[dev]'
+	@touch $@ $(RUNTIME)
