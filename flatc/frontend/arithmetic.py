@@ -79,9 +79,7 @@ class Arithmetic:
             case "/":
                 return self._divide(left, right, at, exact=exact)
             case _:
-                raise self.source.error(
-                    f"'{operator}' does not combine numbers", at, help="numbers take + - * and /"
-                )
+                raise self.source.error(f"'{operator}' does not combine numbers", at, help="numbers take + - * and /")
 
     def _divide(self, left: int | float, right: int | float, at: Position, *, exact: bool) -> int | float:
         if right == 0:

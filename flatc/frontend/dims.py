@@ -81,9 +81,7 @@ def choose_phase(graph: str, phases: Sequence[str], wanted: str | None) -> str |
     if wanted in phases:
         return wanted
     if not phases:
-        raise FlatcError(
-            f"graph '{graph}' has no phases, so there is no phase '{wanted}'", help="leave --phase out"
-        )
+        raise FlatcError(f"graph '{graph}' has no phases, so there is no phase '{wanted}'", help="leave --phase out")
     raise FlatcError(
         f"graph '{graph}' has no phase '{wanted}'",
         notes=(f"its phases are {', '.join(phases)}",),
@@ -101,9 +99,7 @@ def _bindings(statements: Sequence[Statement], phase: str | None) -> Iterator[Bi
             yield from statement.bindings
 
 
-def _definitions(
-    source: Source, statements: Sequence[Statement]
-) -> tuple[dict[str, Position], list[FlatcError]]:
+def _definitions(source: Source, statements: Sequence[Statement]) -> tuple[dict[str, Position], list[FlatcError]]:
     """Where each dim is first defined; a dim may be defined once in `dim` and once in each phase."""
     first: dict[str, Position] = {}
     scopes: dict[str, dict[str, Position]] = {}
@@ -122,9 +118,7 @@ def _definitions(
         for name in (b.name for b in statement.bindings):
             if name.text in seen:
                 note = f"the first definition is at {seen[name.text]}"
-                errors.append(
-                    source.error(f"dim '{name.text}' is already defined in {what}", name.at, notes=(note,))
-                )
+                errors.append(source.error(f"dim '{name.text}' is already defined in {what}", name.at, notes=(note,)))
             seen.setdefault(name.text, name.at)
             first.setdefault(name.text, name.at)
     return first, errors

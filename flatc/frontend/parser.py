@@ -199,9 +199,7 @@ class _Explanation:
         first = self.words[0]
         near = did_you_mean(str(first), KEYWORDS)
         if near or self.token.type in ("NAME", "NUMBER") or self.token in KEYWORDS:
-            self._raise(
-                f"unknown statement '{first}'", token=first, help=near, notes=() if near else (_STATEMENTS,)
-            )
+            self._raise(f"unknown statement '{first}'", token=first, help=near, notes=() if near else (_STATEMENTS,))
         self._raise(
             f"unexpected {quoted(str(self.token))}",
             notes=("expected '='",),

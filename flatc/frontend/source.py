@@ -81,9 +81,7 @@ class Source:
             stop = len(self.lines[first.line - 1].split("#")[0].rstrip()) + 1
         return replace(first, length=max(1, stop - first.column))
 
-    def error(
-        self, message: str, at: Position, *, notes: Iterable[str] = (), help: str | None = None
-    ) -> FlatcError:
+    def error(self, message: str, at: Position, *, notes: Iterable[str] = (), help: str | None = None) -> FlatcError:
         """An error at a place of this text."""
         return self.pointed(FlatcError(message, position=at, notes=notes, help=help))
 
@@ -107,9 +105,7 @@ def quoted(text: str) -> str:
 
 def _printable(text: str) -> str:
     """One column per character: tabs become spaces, control characters a visible mark."""
-    return "".join(
-        c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text
-    )
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _excerpt(line: str, at: Position) -> str:
