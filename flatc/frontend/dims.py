@@ -17,6 +17,7 @@ from graphlib import CycleError, TopologicalSorter
 
 from flatc.dialects.diagnostics import FlatcError, Position, did_you_mean
 from flatc.frontend.arithmetic import LARGEST, Arithmetic
+from flatc.frontend.functions import RESERVED
 from flatc.frontend.source import Source, combined
 from flatc.frontend.syntax import Binding, Dims, Expression, GraphHeader, Name, Phase, Statement, names_in
 
@@ -116,6 +117,9 @@ def _definitions(source: Source, statements: Sequence[Statement]) -> tuple[dict[
             continue
         seen = scopes.setdefault(scope, {})
         for name in (b.name for b in statement.bindings):
+            if name.text in RESERVED:
+                message = f"'{name.text}' is {RESERVED[name.text]} of the language"
+                errors.append(source.error(message, name.at, help="choose another name"))
             if name.text in seen:
                 note = f"the first definition is at {seen[name.text]}"
                 errors.append(source.error(f"dim '{name.text}' is already defined in {what}", name.at, notes=(note,)))
@@ -132,8 +136,8 @@ def _check_bindings(graph: str, defined: Mapping[str, Position], bindings: Mappi
                 notes=(f"its dims are {', '.join(defined)}",) if defined else (),
                 help=did_you_mean(name, defined),
             )
-        if not 0 <= value <= LARGEST:
-            raise FlatcError(f"cannot bind {name}={value}: a dim lies between 0 and {LARGEST}")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= LARGEST:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise FlatcError(f"cannot bind {name}={value}: a dim is a whole number from 0 to {LARGEST}")
 
 
 def _evaluate(

@@ -25,6 +25,7 @@ from flatc.frontend.source import Source
 from flatc.frontend.syntax import Call, Chain, Expression, Name, Negated, Number
 
 Value = Tensor | MaskExpr | BiasExpr
+_TENSOR_OPERATORS = "tensors take + * @ with tensors, and * / with numbers"
 CALLABLE = (*FUNCTIONS, *MASKS, *BIASES, *NUMERIC)
 
 
@@ -83,9 +84,7 @@ class Expressions:
             case Chain() if expression.rest[0][0] not in "|&":
                 return self._tensor_chain(expression)
             case Negated():
-                raise self._source.error(
-                    "'-' does not apply to tensors", expression.at, help="tensors take + * / and @"
-                )
+                raise self._source.error("'-' does not apply to tensors", expression.at, help=_TENSOR_OPERATORS)
             case _:
                 return self._wrong_kind(expression, "a tensor")
 
@@ -191,12 +190,12 @@ class Expressions:
                 return left * right
             case Tensor(), "/", float() if right:
                 return self._graph.multiply(left, 1 / right, at=at)
+            case Tensor(), "/", float():
+                raise self._source.error("division by zero", at)
             case _:
-                sides = " and ".join("a tensor" if isinstance(side, Tensor) else "a number" for side in (left, right))
+                sides = ["a tensor" if isinstance(side, Tensor) else "a number" for side in (left, right)]
                 raise self._source.error(
-                    f"'{operator}' does not combine {sides}" if right else "division by zero",
-                    at,
-                    help="tensors take + * @ with tensors, and * / with numbers",
+                    f"'{operator}' does not combine {sides[0]} and {sides[1]}", at, help=_TENSOR_OPERATORS
                 )
 
     def _mask_chain(self, chain: Chain) -> MaskExpr:
@@ -304,11 +303,15 @@ class Expressions:
         """Say what an expression is, and that something else is needed."""
         source, at = self._source, expression.at
         match expression:
-            case Name(_, word) | Call(_, Name(_, word)) if wanted == "a mask" and word not in self._known():
+            case Name(where, word) | Call(_, Name(where, word)) if wanted == "a mask" and word not in self._known():
                 help = did_you_mean(word, MASKS) or f"the masks are {', '.join(MASKS)}"
-                raise source.error(f"unknown mask '{word}'", at, help=help)
+                raise source.error(f"unknown mask '{word}'", where, help=help)
+            case Chain(_, _, ((operator, _), *_)) if wanted == "a mask":
+                raise source.error(f"'{operator}' does not give a mask", at, help="masks take & and |")
             case Name(_, word):
                 raise source.error(f"'{word}' is {self._what(word)}, not {wanted}", at, help=_usage(word, wanted))
+            case Call(_, Name(where, word)) if word in self._known() - {*CALLABLE}:
+                raise source.error(f"'{word}' is {self._what(word)}, not a function", where)
             case Call(_, Name(where, word)) if word not in CALLABLE:
                 near = did_you_mean(word, CALLABLE) or f"the functions are {', '.join(FUNCTIONS)}"
                 raise source.error(f"unknown function '{word}'", where, help=near)
