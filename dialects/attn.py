@@ -26,6 +26,10 @@ from typing_extensions import override
 from xdsl.dialects.builtin import (
     I64,
     AnyFloat,
+    BFloat16Type,
+    Float16Type,
+    Float32Type,
+    Float64Type,
     FloatAttr,
     IntegerAttr,
     IntegerType,
@@ -174,6 +178,12 @@ def _floating(what: str, element: Attribute) -> None:
         raise FlatcError(f"{what} has element type {element}", help="use a floating-point type, or attn.cast")
 
 
+def _scores(what: str, value: SSAValue) -> None:
+    """Scores must be able to hold minus infinity."""
+    if not isinstance(element_type_of(value), Float64Type | Float32Type | Float16Type | BFloat16Type):
+        raise FlatcError(f"{what} have element type {element_type_of(value)}", help="use f32, f16, bf16 or f64")
+
+
 def _alike(op: str, left: SSAValue, right: SSAValue) -> None:
     a, b = element_type_of(left), element_type_of(right)
     if a != b:
@@ -235,7 +245,7 @@ class LogitOp(AttnOp):
     def check(self) -> None:
         _finite("the scale", self.scale)
         _floating("the accumulator", self.accumulator)
-        _floating("scores", element_type_of(self.scores))
+        _scores("scores", self.scores)
 
 
 class ScoreOp(AttnOp, ABC):
@@ -247,7 +257,7 @@ class ScoreOp(AttnOp, ABC):
 
     @override
     def shape(self) -> Shape:
-        _floating("scores", element_type_of(self.scores))
+        _scores("scores", self.scores)
         return shapes.scores(shape_of(self.scores))
 
 
@@ -460,7 +470,7 @@ class SoftmaxOp(AttnOp):
 
     @override
     def check(self) -> None:
-        _floating("scores", element_type_of(self.scores))
+        _scores("scores", self.scores)
         _floating("probabilities", element_type_of(self.probabilities))
         if self.sink is not None:
             shapes.vector("sink", shape_of(self.sink), "query head", shape_of(self.scores)[1])

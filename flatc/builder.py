@@ -257,8 +257,8 @@ def _join_biases(block: Block) -> None:
             block.insert_op_before(joined, add)
             joined.output.name_hint = add.result.name_hint
             add.result.replace_all_uses_with(joined.output)
-            add.erase()
-            linear.erase()
+            block.erase_op(add)
+            block.erase_op(linear)
             break
 
 
@@ -280,6 +280,7 @@ class Graph:
         self.dims = dict(dims or {})
         self.at = at
         self._block = Block()
+        self._module: ModuleOp | None = None
         self._arguments: dict[str, dict[str, Attribute]] = {}
         self._outputs: dict[str, Tensor] = {}
         _element_type(dtype, at)
@@ -323,7 +324,9 @@ class Graph:
         return replace(tensor, name=name)
 
     def module(self) -> ModuleOp:
-        """The verified module: one function whose arguments carry name and kind."""
+        """The verified module: one function whose arguments carry name and kind. The graph is then closed."""
+        if self._module is not None:
+            return self._module
         if not self._outputs:
             raise FlatcError(f"graph '{self.name}' has no output", position=self.at, help="end it with output(y)")
         results = [tensor.value for tensor in self._outputs.values()]
@@ -345,6 +348,7 @@ class Graph:
             function.location = self.at.to_location()
         module = ModuleOp([function])
         module.verify()
+        self._module = module
         return module
 
     # Attention
@@ -560,6 +564,8 @@ class Graph:
         return Tensor(self, argument, sizes, element, name)
 
     def _emit(self, op: AttnOp, at: Position | None) -> Tensor:
+        if self._module is not None:
+            raise FlatcError(f"graph '{self.name}' is closed", help="call module() after the last operation")
         if at:
             op.location = at.to_location()
         try:
