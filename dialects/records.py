@@ -92,7 +92,7 @@ def parse_record(kind: type[_Record], parser: AttrParser) -> _Record:
     start = parser.pos
     entries = parser.parse_comma_separated_list(parser.Delimiter.ANGLE, lambda: _parse_entry(parser))
     try:
-        return _build(kind, _unique(entries))
+        return _build(kind, _unique(entries, parser))
     except FlatcError as error:
         parser.raise_error("; ".join([error.message, *error.notes, *filter(None, [error.help])]), start)
 
@@ -174,11 +174,9 @@ def _parse_entry(parser: AttrParser) -> tuple[str, Any]:
 
 def _parse_value(parser: AttrParser) -> Any:
     """A number, a name, a string, `[...]` (a tuple) or `{...}` (a dictionary)."""
-    entries = parser.parse_optional_comma_separated_list(
-        parser.Delimiter.BRACES, lambda: _parse_entry(parser)
-    )
+    entries = parser.parse_optional_comma_separated_list(parser.Delimiter.BRACES, lambda: _parse_entry(parser))
     if entries is not None:
-        return _unique(entries)
+        return _unique(entries, parser)
     items = parser.parse_optional_comma_separated_list(parser.Delimiter.SQUARE, lambda: _parse_value(parser))
     if items is not None:
         return tuple(items)
@@ -188,12 +186,12 @@ def _parse_value(parser: AttrParser) -> Any:
     return parser.parse_number() if text is None else text
 
 
-def _unique(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(entries: list[tuple[str, Any]], parser: AttrParser) -> dict[str, Any]:
     result = dict(entries)
     if len(result) < len(entries):
         names = [name for name, _ in entries]
         repeated = next(name for name in names if names.count(name) > 1)
-        raise FlatcError(f"field '{repeated}' is given twice")
+        parser.raise_error(f"field '{repeated}' is given twice")
     return result
 
 
