@@ -33,6 +33,7 @@ from xdsl.parser import AttrParser, Parser
 from xdsl.utils.exceptions import ParseError
 
 from flatc.dialects.diagnostics import FlatcError, did_you_mean
+from flatc.dialects.quasi_affine import Expr, maximum, minimum, var
 
 if TYPE_CHECKING:
     import numpy as np
@@ -257,3 +258,170 @@ def _parse_leaf(parser: AttrParser) -> Mask:
         values.append(parser.parse_integer(allow_boolean=False))
     parser.parse_punctuation(")")
     return LEAVES[word](*values)
+
+
+@dataclass(frozen=True)
+class KeyInterval:
+    """Keys `lo <= k < hi` as expressions of the query row "q"; empty where hi <= lo.
+
+    Both ends never decrease as the row grows. `hi` may be negative or beyond the last key.
+    """
+
+    lo: Expr
+    hi: Expr
+
+
+def intervals(mask: Mask) -> tuple[KeyInterval, ...]:
+    """The visible keys of row "q" as one interval or two disjoint ones, the first before the second.
+
+    The union of the intervals is exact for every row q >= 0: a key k >= 0 is visible if and only if one of
+    them holds it. A mask that leaves more than two ranges of keys raises `FlatcError`.
+
+        >>> for interval in intervals(Causal(0) & (Window(8, 0, 0) | FirstN(4))):
+        ...     print(interval.lo, "..", interval.hi)
+        0 .. min(q + 1, 4)
+        max(q - 7, min(q + 1, 4)) .. q + 1
+    """
+    spans = _merged(_spans(mask))
+    if len(spans) == 2 and not _at_most(spans[0].lo, spans[1].lo):
+        spans.reverse()
+    if len(spans) > 2 or (len(spans) == 2 and not _at_most(spans[0].lo, spans[1].lo)):
+        raise FlatcError(
+            f"the mask {mask} leaves more than two ranges of keys in a row",
+            help="simplify it, or give it as a bool tensor, which skips nothing",
+        )
+    found: list[KeyInterval] = []
+    before: _Bound = _NOTHING
+    for span in spans:
+        lo = _expr(_extreme([span.lo, before, _Edge(0, 0)], largest=True))
+        found.append(KeyInterval(lo, _expr(span.hi)))
+        before = span.hi
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class _Edge:
+    """`size * ((slope * q + offset) // size) + constant`, where the slope is 0 or 1."""
+
+    slope: int
+    offset: int
+    size: int = 1
+    constant: int = 0
+
+    def at_most(self, other: _Edge) -> bool:
+        """Whether it is at most `other` for every row; false when that cannot be shown."""
+        if (self.slope, self.offset, self.size) == (other.slope, other.offset, other.size):
+            return self.constant <= other.constant
+        highest = self.offset + self.constant
+        if self.slope == 0:
+            return highest <= other.size * (other.offset // other.size) + other.constant
+        return other.slope == 1 and highest <= other.offset - (other.size - 1) + other.constant
+
+    def expr(self) -> Expr:
+        inner = var("q") * self.slope + self.offset
+        return inner // self.size * self.size + self.constant
+
+
+@dataclass(frozen=True)
+class _Extreme:
+    """The largest or the smallest of its parts; the largest of none is minus infinity."""
+
+    parts: tuple[_Bound, ...]
+    largest: bool
+
+
+_Bound = _Edge | _Extreme
+_NOTHING = _Extreme((), largest=True)
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Keys from `lo` up to, not including, `hi`."""
+
+    lo: _Bound
+    hi: _Bound
+
+
+def _at_most(a: _Bound, b: _Bound) -> bool:
+    """Whether a <= b for every row q >= 0; false when that cannot be shown."""
+    if isinstance(a, _Extreme) and a.largest:
+        return all(_at_most(part, b) for part in a.parts)
+    if isinstance(b, _Extreme) and not b.largest:
+        return all(_at_most(a, part) for part in b.parts)
+    if isinstance(a, _Edge) and isinstance(b, _Edge):
+        return a.at_most(b)
+    return (isinstance(a, _Extreme) and any(_at_most(part, b) for part in a.parts)) or (
+        isinstance(b, _Extreme) and any(_at_most(a, part) for part in b.parts)
+    )
+
+
+def _extreme(bounds: list[_Bound], *, largest: bool) -> _Bound:
+    """The extreme of some bounds without those that another one makes redundant."""
+    flat: list[_Bound] = []
+    for bound in bounds:
+        flat += bound.parts if isinstance(bound, _Extreme) and bound.largest == largest else [bound]
+    kept: list[_Bound] = []
+    for index, bound in enumerate(flat):
+        others = kept + flat[index + 1 :]
+        if not any(_at_most(bound, o) if largest else _at_most(o, bound) for o in others):
+            kept.append(bound)
+    return kept[0] if len(kept) == 1 else _Extreme(tuple(kept), largest)
+
+
+def _expr(bound: _Bound) -> Expr:
+    if isinstance(bound, _Edge):
+        return bound.expr()
+    return (maximum if bound.largest else minimum)(*map(_expr, bound.parts))
+
+
+def _spans(mask: Mask) -> list[_Span]:
+    """A union of spans that covers exactly the visible keys; spans may overlap."""
+    match mask:
+        case Causal(offset):
+            return [_Span(_NOTHING, _Edge(1, offset + 1))]
+        case Window(left, right, offset):
+            return [_Span(_Edge(1, offset - left + 1), _Edge(1, offset + right + 1))]
+        case Prefix(count) | FirstN(count):
+            return [_Span(_NOTHING, _Edge(0, count))]
+        case Chunk(size, offset):
+            return [_Span(_Edge(1, offset, size), _Edge(1, offset, size, size))]
+        case Or(parts):
+            return [span for part in parts for span in _spans(part)]
+        case And(parts):
+            spans = _spans(parts[0])
+            for part in parts[1:]:
+                spans = _merged([_intersection(a, b) for a in spans for b in _spans(part)])
+            return spans
+        case _:
+            raise AssertionError(f"unknown mask {mask!r}")
+
+
+def _intersection(a: _Span, b: _Span) -> _Span:
+    return _Span(_extreme([a.lo, b.lo], largest=True), _extreme([a.hi, b.hi], largest=False))
+
+
+def _merged(spans: list[_Span]) -> list[_Span]:
+    """The same union with as few spans as can be shown to suffice."""
+    done: list[_Span] = []
+    waiting = [span for span in spans if not _at_most(span.hi, span.lo)] or spans[:1]
+    while waiting:
+        span = waiting.pop(0)
+        for other in done:
+            union = _union(other, span)
+            if union is not None:
+                done.remove(other)
+                waiting.insert(0, union)
+                break
+        else:
+            done.append(span)
+    return done
+
+
+def _union(a: _Span, b: _Span) -> _Span | None:
+    """One span with the keys of both, if one holds the other or they always touch."""
+    for inner, outer in ((a, b), (b, a)):
+        if _at_most(outer.lo, inner.lo) and _at_most(inner.hi, outer.hi):
+            return outer
+    if _at_most(a.lo, b.hi) and _at_most(b.lo, a.hi):
+        return _Span(_extreme([a.lo, b.lo], largest=False), _extreme([a.hi, b.hi], largest=True))
+    return None

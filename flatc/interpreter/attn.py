@@ -171,13 +171,13 @@ def _softmax(op: attn.SoftmaxOp, operands: Sequence[Array], precision: Precision
     sink = rest[0][:, np.newaxis, np.newaxis] if rest else None
     if sink is not None:
         largest = np.maximum(largest, sink)
-    largest = np.where(largest == -np.inf, np.zeros_like(largest), largest)
+    largest[largest == -np.inf] = 0
     weights = np.exp(scores - largest)
     total = weights.sum(axis=-1, keepdims=True)
     if sink is not None:
         total = total + np.exp(sink - largest)
-    empty = total == 0
-    return _store(precision, weights / np.where(empty, np.ones_like(total), total), op.probabilities)
+    total[total == 0] = 1
+    return _store(precision, weights / total, op.probabilities)
 
 
 @meaning(attn.AddOp)
