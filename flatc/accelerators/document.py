@@ -47,17 +47,13 @@ class Document:
             reason = f"this is not YAML: {error.problem or error.context}"
             raise self._error(error.problem_mark or error.context_mark, 1, reason) from error
         except (yaml.YAMLError, RecursionError) as error:
-            reason = (
-                "it is nested too deeply" if isinstance(error, RecursionError) else str(error).split("\n")[0]
-            )
+            reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).split("\n")[0]
             raise FlatcError(f"'{self.file}' is not YAML: {reason}") from error
         if root is None:
             raise FlatcError(f"'{self.file}' is empty")
         return root
 
-    def fail(
-        self, node: yaml.Node, message: str, *, help: str | None = None, notes: Iterable[str] = ()
-    ) -> NoReturn:
+    def fail(self, node: yaml.Node, message: str, *, help: str | None = None, notes: Iterable[str] = ()) -> NoReturn:
         """Raise the user's error at `node`."""
         start, end = node.start_mark, node.end_mark
         one_line = isinstance(node, yaml.ScalarNode) and start.line == end.line

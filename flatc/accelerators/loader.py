@@ -113,9 +113,7 @@ class _Reader:
         values["sources"] = tuple((path, self.sources[path]) for path in order if path in self.sources)
         accelerator = self._build(Accelerator, values, root, place)
         for path in field_paths():
-            if accelerator.source_of(path) is None and not any(
-                p.startswith(path + ".") for p in field_paths()
-            ):
+            if accelerator.source_of(path) is None and not any(p.startswith(path + ".") for p in field_paths()):
                 help = f"add '{SOURCE}: TEXT' to the file or the group; 'assumption' is an honest source"
                 self.document.fail(root, f"no source is given for {path}", help=help)
         return accelerator

@@ -43,9 +43,7 @@ MEASURES = {
     "": Measure("a whole number", "32", {"": Fraction(1)}),
     "B": Measure("a size", "512 KiB", {unit: Fraction(size) for unit, size in _BYTES.items()}),
     "B/s": Measure("a bandwidth", "50 GiB/s", {f"{unit}/s": Fraction(s) for unit, s in _BYTES.items()}),
-    "Hz": Measure(
-        "a frequency", "940 MHz", {"Hz": Fraction(1), "MHz": Fraction(10**6), "GHz": Fraction(10**9)}
-    ),
+    "Hz": Measure("a frequency", "940 MHz", {"Hz": Fraction(1), "MHz": Fraction(10**6), "GHz": Fraction(10**9)}),
     "cycles": Measure("a number of cycles", "12 cycles", {"cycles": Fraction(1), "cycle": Fraction(1)}),
     "pJ": Measure("an energy", "0.5 pJ", {"pJ": Fraction(1), "fJ": Fraction(1, 1000), "nJ": Fraction(1000)}),
     "pJ/B": Measure("an energy per byte", "37.5 pJ/B", {"pJ/B": Fraction(1), "pJ/bit": Fraction(8)}),
@@ -62,9 +60,7 @@ def parse(text: str, base: str, clock_hz: int | None = None) -> Fraction:
     measure = MEASURES[base]
     matched = _QUANTITY.fullmatch(text.strip()) if len(text) < 100 else None
     if matched is None:
-        raise FlatcError(
-            f"expected {measure.noun}, got '{_shorten(text)}'", help=f"write it like {measure.example}"
-        )
+        raise FlatcError(f"expected {measure.noun}, got '{_shorten(text)}'", help=f"write it like {measure.example}")
     number, unit = Fraction(matched[1]), (matched[2] or "").strip()
     value = number * _scale(unit, base, clock_hz, text)
     if abs(value) > _LARGEST:
@@ -100,9 +96,7 @@ def format_quantity(value: float, base: str) -> str:
         return f"{value!r} {base}".replace(".0 ", " ")
     if base in ("", "cycles"):
         return " ".join(filter(None, [str(value), base if value != 1 else base.removesuffix("s")]))
-    candidates = [
-        (f"{value // size} {unit}", size) for unit, size in MEASURES[base].units.items() if value % size == 0
-    ]
+    candidates = [(f"{value // size} {unit}", size) for unit, size in MEASURES[base].units.items() if value % size == 0]
     return min(candidates, key=lambda candidate: (len(candidate[0]), -candidate[1]))[0]
 
 
