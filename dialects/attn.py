@@ -40,7 +40,7 @@ from xdsl.dialects.builtin import (
     i64,
 )
 from xdsl.dialects.utils import EnumAttribute
-from xdsl.ir import Attribute, Data, Dialect, Operation, SSAValue
+from xdsl.ir import Attribute, Data, Dialect, Operation, SpacedOpaqueSyntaxAttribute, SSAValue
 from xdsl.irdl import (
     AttrSizedOperandSegments,
     IRDLOperation,
@@ -86,7 +86,7 @@ def shape_of(value: SSAValue) -> Shape:
     """The static sizes of a tensor value."""
     tensor = _tensor_type(value)
     sizes = tensor.get_shape()
-    if -1 in sizes:
+    if not tensor.has_static_shape():
         raise FlatcError(f"{tensor} has a dim of unknown size", help="give every dim a number")
     return sizes
 
@@ -659,8 +659,8 @@ class NormKind(StrEnum):
 
 
 @irdl_attr_definition
-class NormKindAttr(EnumAttribute[NormKind]):
-    """Which normalisation: `#attn.norm_kind rmsnorm`."""
+class NormKindAttr(EnumAttribute[NormKind], SpacedOpaqueSyntaxAttribute):
+    """Which normalisation: `#attn<norm_kind rmsnorm>`."""
 
     name = "attn.norm_kind"
 
@@ -724,8 +724,8 @@ class Activation(StrEnum):
 
 
 @irdl_attr_definition
-class ActivationAttr(EnumAttribute[Activation]):
-    """Which pointwise function: `#attn.activation_kind gelu`."""
+class ActivationAttr(EnumAttribute[Activation], SpacedOpaqueSyntaxAttribute):
+    """Which pointwise function: `#attn<activation_kind gelu>`."""
 
     name = "attn.activation_kind"
 
