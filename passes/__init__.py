@@ -23,4 +23,12 @@ if __name__ != "flatc.passes":
 
 def get_all_passes() -> dict[str, Callable[[], type[ModulePass]]]:
     """Every pass of flatc by the name it has in a pipeline."""
-    return {}
+
+    def fuse_attention() -> type[ModulePass]:
+        from flatc.passes.fuse_attention import FuseAttentionPass
+
+        return FuseAttentionPass
+
+    return {
+        "fuse-attention": fuse_attention,
+    }

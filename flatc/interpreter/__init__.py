@@ -1,13 +1,14 @@
 """What programs mean, in NumPy: every level of the compiler can be run and compared with a reference.
 
-`engine` holds the table of meanings and runs modules, `attn` fills it for graphs, `reference` is
-attention by its definition, and `inputs` makes seeded data.
+`engine` holds the table of meanings and runs modules, `attn` and `flat` fill it for graphs and kernels,
+`reference` is attention by its definition, and `inputs` makes seeded data.
 """
 
 from flatc.interpreter import attn as _attn  # registers the meanings of its ops
+from flatc.interpreter import flat as _flat
 from flatc.interpreter.engine import evaluate, run_block, run_module
 from flatc.interpreter.inputs import random_inputs
 
 __all__ = ["evaluate", "random_inputs", "run_block", "run_module"]
 
-del _attn
+del _attn, _flat
