@@ -39,6 +39,7 @@ from xdsl.traits import IsolatedFromAbove, IsTerminator, Pure, SingleBlockImplic
 from xdsl.utils.exceptions import VerifyException
 
 from flatc.dialects.mapping import Mapping, parse_mapping
+from flatc.dialects.parsing import known_type
 
 
 @irdl_attr_definition
@@ -154,7 +155,7 @@ class FusedOp(IRDLOperation):
         mapping = parser.parse_attribute() if parser.parse_optional_keyword("mapping") else None
         # The types stand behind the body, as in MLIR's other region operations, so the body is parsed
         # with the types of the operands, which must be known by then.
-        operands = [parser.resolve_operand(operand, _known_type(parser, operand)) for _, operand in pairs]
+        operands = [parser.resolve_operand(operand, known_type(parser, operand)) for _, operand in pairs]
         arguments = [name.resolve(o.type) for (name, _), o in zip(pairs, operands, strict=True)]
         body = parser.parse_region(arguments)
         attributes = parser.parse_optional_attr_dict()
@@ -204,15 +205,6 @@ def _parse_binding(parser: Parser) -> tuple[Parser.UnresolvedArgument, Unresolve
     name = parser.parse_argument(expect_type=False)
     parser.parse_punctuation("=")
     return name, parser.parse_unresolved_operand()
-
-
-def _known_type(parser: Parser, operand: UnresolvedOperand) -> Attribute:
-    values = parser.ssa_values.get(operand.operand_name)
-    if values is None or operand.index >= len(values):
-        parser.raise_error(
-            f"%{operand.operand_name} must be defined above the flat.fused that uses it", operand.span
-        )
-    return values[operand.index].type
 
 
 Flat = Dialect("flat", [FusedOp, YieldOp], [MappingAttr])

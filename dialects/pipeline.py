@@ -24,7 +24,7 @@ from typing import Literal
 
 from xdsl.ir import Operation
 
-from flatc.dialects.spatial import BufferOp, ForOp, TimedOp, YieldOp
+from flatc.dialects.spatial import BufferOp, ForOp, StartOp, TimedOp, YieldOp
 
 Section = Literal["before", "body", "after"]
 
@@ -86,7 +86,7 @@ def chain_of(root: ForOp) -> Chain:
         elif isinstance(op, TimedOp | ForOp):
             entries.append(Entry(op, level, section, op.stage.data, len(entries)))
         else:
-            assert isinstance(op, YieldOp), f"unexpected operation in a loop: {op.name}"
+            assert isinstance(op, StartOp | YieldOp), f"unexpected operation in a loop: {op.name}"
     return Chain(tuple(loops), tuple(entries), tuple(tuple(b) for b in buffers))
 
 

@@ -15,9 +15,10 @@ The rules are checked on the text alone, whatever the trip counts are:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 from xdsl.dialects.builtin import ModuleOp
-from xdsl.ir import BlockArgument, Operation, SSAValue
+from xdsl.ir import BlockArgument, Operation, OpResult, SSAValue
 from xdsl.utils.exceptions import VerifyException
 
 from flatc.dialects.accelerator import AcceleratorAttr
@@ -38,7 +39,7 @@ def verify_kernel(kernel: KernelOp) -> None:
 
 
 def _verify_tokens(chain: Chain) -> None:
-    entry_of = {entry.op: entry for entry in chain.entries}
+    entry_of: dict[Operation, Entry] = {entry.op: entry for entry in chain.entries}
     for consumer in chain.entries:
         for token in _outside_tokens(consumer.op):
             for producer, distance in _producers(token, chain, entry_of, 0, set()):
@@ -57,9 +58,7 @@ def _late_token(producer: Entry, consumer: Entry, distance: int) -> str:
 def _outside_tokens(op: Operation) -> Iterator[SSAValue]:
     """Tokens that an entry waits for and that come from outside of it."""
     for inner in op.walk():
-        tokens = (
-            inner.inits if isinstance(inner, ForOp) else inner.after if isinstance(inner, TimedOp) else ()
-        )
+        tokens = inner.inits if isinstance(inner, ForOp) else inner.after if isinstance(inner, TimedOp) else ()
         for token in tokens:
             owner = token.owner if isinstance(token.owner, Operation) else token.owner.parent_op()
             if owner is not None and not op.is_ancestor(owner):
@@ -78,10 +77,12 @@ def _producers(
         if isinstance(loop, ForOp) and loop in chain.loops:
             yield from _producers(loop.yield_op.tokens[token.index - 1], chain, entry_of, 1, seen)
             yield from _producers(loop.inits[token.index - 1], chain, entry_of, distance, seen)
-    elif token.owner in entry_of:
+        return
+    assert isinstance(token, OpResult)
+    if token.owner in entry_of:
         yield entry_of[token.owner], distance
     elif isinstance(token.owner, ForOp) and token.owner in chain.loops:
-        index = list(token.owner.results).index(token)
+        index = token.index
         yield from _producers(token.owner.yield_op.tokens[index], chain, entry_of, distance, seen)
         yield from _producers(token.owner.inits[index], chain, entry_of, distance, seen)
 
@@ -99,9 +100,7 @@ def _verify_slots(chain: Chain) -> None:
         for buffer in buffers:
             entries = touching.get(buffer.buffer, [])
             if entries:
-                _verify_buffer_slots(
-                    buffer, min(e.position for e in entries), max(e.position for e in entries)
-                )
+                _verify_buffer_slots(buffer, min(e.position for e in entries), max(e.position for e in entries))
 
 
 def _verify_buffer_slots(buffer: BufferOp, first: tuple[int, int], last: tuple[int, int]) -> None:
@@ -122,10 +121,8 @@ def _verify_memory(kernel: KernelOp) -> None:
     placed = [buffer for buffer in buffers if buffer.address is not None]
     if placed and len(placed) != len(buffers):
         raise VerifyException("either all buffers of a kernel have an address or none has")
-    spans = sorted(
-        (b.address.data, b.address.data + b.total_bytes, b.label.data) for b in placed if b.address
-    )
-    for (_, end, label), (start, _, other) in zip(spans, spans[1:], strict=False):
+    spans = sorted((b.address.data, b.address.data + b.total_bytes, b.label.data) for b in placed if b.address)
+    for (_, end, label), (start, _, other) in pairwise(spans):
         if start < end:
             raise VerifyException(f'buffers "{label}" and "{other}" overlap at byte {start}')
     peak = max((end for _, end, _ in spans), default=sum(b.total_bytes for b in buffers))

@@ -95,6 +95,7 @@ from xdsl.utils.exceptions import VerifyException
 from flatc.dialects.accelerator import AcceleratorAttr
 from flatc.dialects.attn import MaskAttr
 from flatc.dialects.flat import MappingAttr
+from flatc.dialects.parsing import parse_known_operand
 from flatc.dialects.quasi_affine import Expr, as_expr, parse_expr, var
 
 # --- Attributes and types ---------------------------------------------------------------------------
@@ -175,12 +176,18 @@ class TensorRefType(_ShapedType):
 
     name = "spatial.tensor"
 
+    def __init__(self, shape: Sequence[int], element_type: Attribute):
+        super().__init__(shape, element_type)
+
 
 @irdl_attr_definition
 class BufferType(_ShapedType):
     """One slot of an on-chip buffer: `!spatial.buffer<64x128xf32>`."""
 
     name = "spatial.buffer"
+
+    def __init__(self, shape: Sequence[int], element_type: Attribute):
+        super().__init__(shape, element_type)
 
     @override
     def verify(self) -> None:
@@ -203,12 +210,10 @@ class _Indices:
         return f"d{self.values.index(value)}"
 
     def parse(self, parser: Parser) -> ExprAttr:
-        return ExprAttr(parse_expr(parser, lambda: var(self.name(parser.parse_operand()))))
+        return ExprAttr(parse_expr(parser, lambda: var(self.name(parser.parse_operand(IndexType())))))
 
     def parse_list(self, parser: Parser) -> ArrayAttr[ExprAttr]:
-        return ArrayAttr(
-            parser.parse_comma_separated_list(parser.Delimiter.SQUARE, lambda: self.parse(parser))
-        )
+        return ArrayAttr(parser.parse_comma_separated_list(parser.Delimiter.SQUARE, lambda: self.parse(parser)))
 
     def bind(self, expr: Expr | int, loops: dict[str, SSAValue]) -> ExprAttr:
         """The attribute of an expression whose variables are names of loops."""
@@ -257,9 +262,7 @@ class ReturnOp(IRDLOperation):
     @override
     def parse(cls, parser: Parser) -> Self:
         return cls(
-            parser.parse_optional_undelimited_comma_separated_list(
-                parser.parse_optional_operand, parser.parse_operand
-            )
+            parser.parse_optional_undelimited_comma_separated_list(parser.parse_optional_operand, parser.parse_operand)
             or []
         )
 
@@ -345,7 +348,7 @@ def _parse_names(parser: Parser) -> list[str]:
 
 @irdl_op_definition
 class OffchipOp(IRDLOperation):
-    """A tensor in off-chip memory that the schedule writes: `%s = spatial.offchip "scores" : !spatial.tensor<4xf32>`."""
+    """A tensor off chip that the schedule writes: `%s = spatial.offchip "scores" : !spatial.tensor<4xf32>`."""
 
     name = "spatial.offchip"
     label = prop_def(StringAttr)
@@ -374,7 +377,7 @@ class ViewOp(IRDLOperation):
 
     @override
     def verify_(self) -> None:
-        source, target = cast(TensorRefType, self.source.type), cast(TensorRefType, self.tensor.type)
+        source, target = self.source.type, self.tensor.type
         if source.bytes != target.bytes or source.element_type != target.element_type:
             raise VerifyException(f"spatial.view cannot turn {source} into {target}: the sizes differ")
 
@@ -412,15 +415,13 @@ class KernelOp(IRDLOperation):
     def verify_(self) -> None:
         from flatc.dialects.schedule_rules import verify_kernel
 
-        verify_kernel(self)
+        verify_kernel(cast(KernelOp, self))
 
     @classmethod
     @override
     def parse(cls, parser: Parser) -> Self:
         label = parser.parse_str_literal()
-        strategy = (
-            StringAttr(parser.parse_str_literal()) if parser.parse_optional_keyword("strategy") else None
-        )
+        strategy = StringAttr(parser.parse_str_literal()) if parser.parse_optional_keyword("strategy") else None
         mapping = parser.parse_attribute() if parser.parse_optional_keyword("mapping") else None
         if mapping is not None and not isinstance(mapping, MappingAttr):
             parser.raise_error(f"expected #flat.mapping<...>, got {mapping}")
@@ -479,7 +480,7 @@ class BufferOp(IRDLOperation):
     @property
     def type(self) -> BufferType:
         """Shape and element type of one slot."""
-        return cast(BufferType, self.buffer.type)
+        return self.buffer.type
 
     @property
     def total_bytes(self) -> int:
@@ -527,6 +528,19 @@ class BufferOp(IRDLOperation):
 
 
 @irdl_op_definition
+class StartOp(IRDLOperation):
+    """A token that is ready from the start, to begin a carried chain: `%t = spatial.start`."""
+
+    name = "spatial.start"
+    token = result_def(TokenType)
+    traits = traits_def(Pure())
+    assembly_format = "attr-dict"
+
+    def __init__(self) -> None:
+        super().__init__(result_types=[TokenType()])
+
+
+@irdl_op_definition
 class YieldOp(IRDLOperation):
     """Ends a loop body and passes tokens to the next trip: `spatial.yield %t`."""
 
@@ -541,9 +555,7 @@ class YieldOp(IRDLOperation):
     @override
     def parse(cls, parser: Parser) -> Self:
         return cls(
-            parser.parse_optional_undelimited_comma_separated_list(
-                parser.parse_optional_operand, parser.parse_operand
-            )
+            parser.parse_optional_undelimited_comma_separated_list(parser.parse_optional_operand, parser.parse_operand)
             or []
         )
 
@@ -684,7 +696,7 @@ class ForOp(IRDLOperation):
 def _parse_carry(parser: Parser) -> tuple[Parser.UnresolvedArgument, SSAValue]:
     argument = parser.parse_argument(expect_type=False)
     parser.parse_punctuation("=")
-    return argument, parser.parse_operand()
+    return argument, parser.parse_operand(TokenType())
 
 
 # --- Timed operations ---------------------------------------------------------------------------------
@@ -763,19 +775,15 @@ class _Timed:
     indices: _Indices = field(default_factory=_Indices)
     tensor: SSAValue | None = None
     tensor_offsets: Sequence[ExprAttr] = ()
-    reads: list[tuple[SSAValue, Sequence[ExprAttr]]] = field(
-        default_factory=list[tuple[SSAValue, Sequence[ExprAttr]]]
-    )
-    writes: list[tuple[SSAValue, Sequence[ExprAttr]]] = field(
-        default_factory=list[tuple[SSAValue, Sequence[ExprAttr]]]
-    )
+    reads: list[tuple[SSAValue, Sequence[ExprAttr]]] = field(default_factory=list[tuple[SSAValue, Sequence[ExprAttr]]])
+    writes: list[tuple[SSAValue, Sequence[ExprAttr]]] = field(default_factory=list[tuple[SSAValue, Sequence[ExprAttr]]])
     extents: Sequence[ExprAttr] = ()
     after: Sequence[SSAValue] = ()
     when: ExprAttr | None = None
     stage: int = 0
 
     def parse_access(self, parser: Parser) -> tuple[SSAValue, Sequence[ExprAttr]]:
-        value = parser.parse_operand()
+        value = parse_known_operand(parser)
         if parser.parse_optional_punctuation("[") is None:
             return value, ()
         offsets = [self.indices.parse(parser)]
@@ -793,7 +801,9 @@ class _Timed:
 
     def parse_tail(self, parser: Parser) -> None:
         if parser.parse_optional_keyword("after"):
-            self.after = parser.parse_comma_separated_list(parser.Delimiter.PAREN, parser.parse_operand)
+            self.after = parser.parse_comma_separated_list(
+                parser.Delimiter.PAREN, lambda: parser.parse_operand(TokenType())
+            )
         if parser.parse_optional_keyword("when"):
             self.when = self.indices.parse(parser)
         if parser.parse_optional_keyword("stage"):
@@ -1185,9 +1195,7 @@ class VectorOp(TimedOp):
         for names, values, verb in ((kind.reads, self.reads, "reads"), (kind.writes, self.writes, "writes")):
             least = sum(not name.endswith("?") for name in names)
             if not least <= len(values) <= len(names):
-                raise VerifyException(
-                    f"{self.kind.data} {verb} ({', '.join(names)}), got {len(values)} buffers"
-                )
+                raise VerifyException(f"{self.kind.data} {verb} ({', '.join(names)}), got {len(values)} buffers")
         if (self.kind.data == "mask") != (self.mask is not None and self.position is not None):
             raise VerifyException("mask, and only mask, needs a mask attribute and a position")
 
@@ -1253,6 +1261,7 @@ Spatial = Dialect(
         ViewOp,
         KernelOp,
         BufferOp,
+        StartOp,
         ForOp,
         YieldOp,
         LoadOp,

@@ -1,0 +1,94 @@
+"""Whether a mapping can be scheduled for a problem on an accelerator, apart from memory and timing.
+
+Capacity, slots and stages are judged on the schedule itself by the verifier of `spatial`; what is checked here
+has no meaning as a schedule at all: tiles larger than the tensor, an algorithm the kernel cannot run, an
+array use the machine does not permit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from itertools import pairwise
+
+from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.diagnostics import FlatcError
+from flatc.dialects.mapping import DIMS, ArrayUse, Mapping
+from flatc.passes.primitive_costs import MatmulTile, fold_limits, spatial_extents
+from flatc.passes.problem import AttentionProblem
+
+
+def check_mapping(problem: AttentionProblem, mapping: Mapping, accelerator: Accelerator, kernel: str) -> None:
+    """Raises `FlatcError` with the first rule that the mapping breaks and what to change."""
+    _check_tiles(problem, mapping, kernel)
+    _check_softmax(problem, mapping, kernel)
+    _check_stages(mapping, kernel)
+    for name, use in (("logit", mapping.logit), ("attend", mapping.attend)):
+        if problem.has(name):
+            _check_array_use(accelerator, use, product_tile(problem, mapping, name), f"{kernel}: {name}")
+
+
+def product_tile(problem: AttentionProblem, mapping: Mapping, product: str) -> MatmulTile:
+    """The full tile of the logit or attend product under a mapping."""
+    tiles = mapping.tiles
+    batch, rows = tiles.batch * tiles.kv_head, tiles.group * tiles.query
+    if product == "logit":
+        return MatmulTile(batch, rows, tiles.key, problem.d_qk)
+    return MatmulTile(batch, rows, problem.d_v, tiles.key)
+
+
+def _check_tiles(problem: AttentionProblem, mapping: Mapping, kernel: str) -> None:
+    p = problem
+    sizes: dict[str, int] = dict(
+        zip(DIMS, (p.batch, p.kv_heads, p.group, p.queries, p.keys, p.d_qk, p.d_v), strict=True)
+    )
+    for dim, size in sizes.items():
+        tile = getattr(mapping.tiles, dim)
+        if tile > size:
+            raise FlatcError(f"{kernel}: the tile of {dim} is {tile}, and there are only {size}")
+    for dim, stage in (("d_qk", "logit"), ("d_v", "attend")):
+        if problem.has(stage) and getattr(mapping.tiles, dim) != sizes[dim]:
+            raise FlatcError(
+                f"{kernel}: the tile of {dim} is {getattr(mapping.tiles, dim)}; tiling {dim} is not scheduled yet",
+                help=f"set it to {sizes[dim]}",
+            )
+
+
+def _check_softmax(problem: AttentionProblem, mapping: Mapping, kernel: str) -> None:
+    algorithm, divide = mapping.softmax.algorithm, mapping.softmax.divide
+    if problem.has("softmax") == (algorithm == "none"):
+        has = "has a softmax" if problem.has("softmax") else "has no softmax"
+        raise FlatcError(f"{kernel}: the kernel {has} and the mapping says softmax({algorithm})")
+    if algorithm == "online" and not problem.has("attend"):
+        raise FlatcError(
+            f"{kernel}: online softmax corrects outputs, and this kernel has none",
+            help="use rows, or streamed where rows do not fit",
+        )
+    if problem.has("softmax") and not problem.has("attend") and divide == "late":
+        raise FlatcError(f"{kernel}: without attend there is nothing to divide later", help="use divide early")
+    if algorithm == "online" and divide == "early":
+        raise FlatcError(f"{kernel}: online softmax knows the sum only at the end", help="use divide late")
+    if algorithm == "streamed" and divide == "late":
+        raise FlatcError(f"{kernel}: streamed softmax divides in its second pass", help="use divide early")
+
+
+def _check_stages(mapping: Mapping, kernel: str) -> None:
+    stages: list[tuple[str, int]] = [(f.name, getattr(mapping.stages, f.name)) for f in fields(mapping.stages)]
+    for (earlier, first), (later, second) in pairwise(stages):
+        if first > second:
+            raise FlatcError(f"{kernel}: stage {first} of {earlier} comes after stage {second} of {later}")
+
+
+def _check_array_use(accelerator: Accelerator, use: ArrayUse, tile: MatmulTile, what: str) -> None:
+    array = accelerator.array
+    if use.stationarity not in array.stationarities:
+        raise FlatcError(
+            f"{what}: {accelerator.name} has no {use.stationarity}-stationary array",
+            help=f"use one of {', '.join(array.stationarities)}",
+        )
+    p, q, _ = spatial_extents(use.stationarity, tile)
+    rows, columns = fold_limits(array, use.stationarity, p, q)
+    if use.fold_rows > rows or use.fold_columns > columns:
+        raise FlatcError(
+            f"{what}: fold {use.fold_rows} x {use.fold_columns} of a {p} x {q} piece does not fit "
+            f"{accelerator.name}'s {array.rows} x {array.columns} array, which takes at most {rows} x {columns}"
+        )

@@ -1,0 +1,231 @@
+"""What one tile costs: a transfer, an array operation, a vector operation.
+
+These small functions are the only place where work becomes cycles, bytes and energy counts; the simulator
+and the closed form both call them. They take integers or NumPy arrays of integers (for search) and are
+exact for both.
+
+    transfer   bytes / bandwidth cycles of the channel, + latency until the data are there
+    array      passes x temporal extent, + skew (see `array_cycles`)
+    vector     ceil(elements / lanes) x price, for every operation of the kind (see `VECTOR_WORK`)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from flatc.dialects.accelerator import Accelerator, Array, VectorUnit
+
+Count = Any
+"""An integer, or a NumPy array of integers."""
+
+
+def ceil_divide(a: Count, b: Count) -> Count:
+    """a / b rounded up, for integers and arrays."""
+    return -(-a // b)
+
+
+# --- The array ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MatmulTile:
+    """`batch` products [m, k] x [k, n], the tile of one array operation."""
+
+    batch: Count
+    m: Count
+    n: Count
+    k: Count
+
+
+@dataclass(frozen=True)
+class ArrayCycles:
+    """`busy` cycles until the array can take the next operation, `latency` until the result is there."""
+
+    busy: Count
+    latency: Count
+
+
+def spatial_extents(stationarity: str, tile: MatmulTile) -> tuple[Count, Count, Count]:
+    """(along the rows, along the columns, in time) of a product whose `stationarity` operand stays in the PEs.
+
+    Output stationary: PE (i, j) holds c[i, j] and k passes in time. Weight stationary: it holds b[i, j], the
+    contraction runs down the rows and m passes in time. Input stationary: it holds a[j, i], and n passes.
+    """
+    if stationarity == "output":
+        return tile.m, tile.n, tile.k
+    if stationarity == "weight":
+        return tile.k, tile.n, tile.m
+    return tile.k, tile.m, tile.n
+
+
+def array_cycles(array: Array, stationarity: str, fold: tuple[Count, Count], tile: MatmulTile) -> ArrayCycles:
+    """Cycles of one array operation.
+
+    A piece is what fits the array at once; a product has batch x ceil(p / rows) x ceil(q / columns) of them, for
+    spatial extents p, q. `fold` pieces share a pass side by side. Every pass takes the temporal extent t. The
+    skew of a pass, rows used + columns used - 2 cycles between its first input and its last result, is paid by every
+    pass where the accelerator says `exposed`, only by the result of the last pass where it says `overlapped`
+    (the next pass enters behind the wavefront), and not at all where it says `none`.
+    """
+    p, q, t = spatial_extents(stationarity, tile)
+    pieces = tile.batch * ceil_divide(p, array.rows) * ceil_divide(q, array.columns)
+    passes = ceil_divide(pieces, fold[0] * fold[1])
+    skew = _at_most(p * fold[0], array.rows) + _at_most(q * fold[1], array.columns) - 2
+    if array.skew == "none":
+        return ArrayCycles(passes * t, passes * t)
+    if array.skew == "overlapped":
+        return ArrayCycles(passes * t, passes * t + skew * (passes > 0))
+    return ArrayCycles(passes * (t + skew), passes * (t + skew))
+
+
+def _at_most(value: Count, limit: int) -> Count:
+    if isinstance(value, int):
+        return min(value, limit)
+    import numpy as np
+
+    return np.minimum(value, limit)
+
+
+def fold_limits(array: Array, stationarity: str, p: Count, q: Count) -> tuple[Count, Count]:
+    """How many pieces may lie side by side along rows and columns, by size and by what the machine permits.
+
+    Down the rows of a weight- or input-stationary array runs the contraction, and sums of different
+    pieces must not meet: that needs the permission `contraction`, which a plain systolic array does not give.
+    """
+    row_permission = "rows" if stationarity == "output" else "contraction"
+    rows = _at_least_one(array.rows // p) if row_permission in array.foldings else _ones(p)
+    columns = _at_least_one(array.columns // q) if "columns" in array.foldings else _ones(q)
+    return rows, columns
+
+
+def _at_least_one(value: Count) -> Count:
+    if isinstance(value, int):
+        return max(value, 1)
+    import numpy as np
+
+    return np.maximum(value, 1)
+
+
+def _ones(like: Count) -> Count:
+    return 1 if isinstance(like, int) else like * 0 + 1
+
+
+@dataclass(frozen=True)
+class OperandTraffic:
+    """Elements that move between buffer and array in one operation."""
+
+    a_reads: Count
+    b_reads: Count
+    c_reads: Count
+    c_writes: Count
+
+
+def operand_traffic(array: Array, stationarity: str, tile: MatmulTile, *, accumulate: bool) -> OperandTraffic:
+    """Elements read and written in the buffer by one array operation.
+
+    The stationary operand is read (or written) once. A streamed operand is read again for every strip of the
+    array that the other spatial dimension needs. Partial sums of a contraction longer than the array
+    leave and come back once per strip of it.
+    """
+    m, n, k = tile.m * tile.batch, tile.n, tile.k
+    if stationarity == "output":
+        a, b = m * k * ceil_divide(n, array.columns), n * k * ceil_divide(tile.m, array.rows) * tile.batch
+        return OperandTraffic(a, b, m * n * int(accumulate), m * n)
+    strips = ceil_divide(k, array.rows)
+    c_reads, c_writes = m * n * (strips - 1 + int(accumulate)), m * n * strips
+    if stationarity == "weight":
+        return OperandTraffic(m * k * ceil_divide(n, array.columns), n * k * tile.batch, c_reads, c_writes)
+    b = n * k * ceil_divide(tile.m, array.columns) * tile.batch
+    return OperandTraffic(m * k, b, c_reads, c_writes)
+
+
+# --- The vector unit ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class VectorWork:
+    """Operations of one kind of vector operation: per element of the tile, and per row of it."""
+
+    per_element: tuple[str, ...]
+    per_row: tuple[str, ...] = ()
+
+
+VECTOR_WORK: dict[str, VectorWork] = {
+    "mask": VectorWork(("select",)),
+    "row_max": VectorWork(("max",)),
+    "row_max_online": VectorWork(("max",), ("max", "exp")),
+    "exp": VectorWork(("exp",)),
+    "exp_sum": VectorWork(("exp", "add")),
+    "exp_sum_online": VectorWork(("exp", "add"), ("multiply", "add")),
+    "rescale": VectorWork(("multiply",)),
+    "divide": VectorWork(("divide",)),
+    "cast": VectorWork(("cast",)),
+}
+"""Which operations of the price table each variant of a vector operation performs.
+
+`row_max_online` also combines the row's running maximum and makes the correction factor; `exp_sum` also adds up
+the probabilities; `exp_sum_online` also corrects the running sum. A change of storage type adds a `cast` per
+element. Rows lie across lanes, so reducing a row is work within a lane and has no price of its own.
+"""
+
+
+def vector_work(kind: str, *, reads: int, writes: int, converts: bool) -> VectorWork:
+    """The work of a `spatial.vector` operation, by its kind and how many of its operands are present."""
+    variant = kind
+    if kind == "row_max" and writes == 2:
+        variant = "row_max_online"
+    if kind == "exp" and writes == 2:
+        variant = "exp_sum_online" if reads == 4 else "exp_sum"
+    work = VECTOR_WORK[variant]
+    if converts and "cast" not in work.per_element:
+        return VectorWork((*work.per_element, "cast"), work.per_row)
+    return work
+
+
+def vector_cycles(unit: VectorUnit, work: VectorWork, elements: Count, rows: Count) -> Count:
+    """Cycles of one vector operation: ceil(count / lanes) x price, over all its operations."""
+    element_price = sum(getattr(unit.prices, name) for name in work.per_element)
+    row_price = sum(getattr(unit.prices, name) for name in work.per_row)
+    return ceil_divide(elements, unit.lanes) * element_price + ceil_divide(rows, unit.lanes) * row_price
+
+
+def vector_energy_pj(unit: VectorUnit, work: VectorWork, elements: Count, rows: Count) -> Any:
+    """Energy of one vector operation: count x energy, over all its operations."""
+    per_element = sum(getattr(unit.energies_pj, name) for name in work.per_element)
+    per_row = sum(getattr(unit.energies_pj, name) for name in work.per_row)
+    return elements * per_element + rows * per_row
+
+
+# --- Counts that add up to energy ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Work:
+    """What was done, in counts that do not depend on when: the basis of bytes and energy."""
+
+    macs: Count = 0
+    vector_energy_pj: Any = 0.0
+    vector_elements: Count = 0
+    offchip_read_bytes: Count = 0
+    offchip_write_bytes: Count = 0
+    buffer_read_bytes: Count = 0
+    buffer_write_bytes: Count = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Work)))
+
+    def __mul__(self, times: Count) -> Work:
+        return Work(*(getattr(self, f.name) * times for f in fields(Work)))
+
+
+def energy_pj(accelerator: Accelerator, work: Work) -> dict[str, Any]:
+    """Energy by component, in picojoules; the total is the sum of the values."""
+    offchip = work.offchip_read_bytes + work.offchip_write_bytes
+    return {
+        "array": work.macs * accelerator.array.mac_energy_pj,
+        "vector": work.vector_energy_pj,
+        "buffer read": work.buffer_read_bytes * accelerator.buffer.read_energy_pj_per_byte,
+        "buffer write": work.buffer_write_bytes * accelerator.buffer.write_energy_pj_per_byte,
+        "off-chip": offchip * accelerator.offchip.energy_pj_per_byte,
+    }
