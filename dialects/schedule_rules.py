@@ -23,10 +23,10 @@ from xdsl.utils.exceptions import VerifyException
 
 from flatc.dialects.accelerator import AcceleratorAttr
 from flatc.dialects.pipeline import Chain, Entry, chain_of, root_loops
-from flatc.dialects.spatial import BufferOp, ForOp, KernelOp, TimedOp, timed_ops
+from flatc.dialects.spatial import BufferOp, ForOp, TimedOp, timed_ops
 
 
-def verify_kernel(kernel: KernelOp) -> None:
+def verify_kernel(kernel: Operation) -> None:
     """Raises `VerifyException` with the rule that is broken and what to change."""
     for root in root_loops(kernel):
         chain = chain_of(root)
@@ -116,8 +116,8 @@ def _verify_buffer_slots(buffer: BufferOp, first: tuple[int, int], last: tuple[i
 # --- Rule 3: memory -----------------------------------------------------------------------------------
 
 
-def _verify_memory(kernel: KernelOp) -> None:
-    buffers = kernel.buffers()
+def _verify_memory(kernel: Operation) -> None:
+    buffers = [op for op in kernel.walk() if isinstance(op, BufferOp)]
     placed = [buffer for buffer in buffers if buffer.address is not None]
     if placed and len(placed) != len(buffers):
         raise VerifyException("either all buffers of a kernel have an address or none has")
@@ -129,12 +129,12 @@ def _verify_memory(kernel: KernelOp) -> None:
     capacity = _capacity_bytes(kernel)
     if capacity is not None and peak > capacity:
         raise VerifyException(
-            f'the buffers of kernel "{kernel.label.data}" need {peak} bytes on chip and the accelerator has '
+            f"the kernel's buffers need {peak} bytes on chip and the accelerator has "
             f"{capacity}: use smaller tiles or fewer slots"
         )
 
 
-def _capacity_bytes(kernel: KernelOp) -> int | None:
+def _capacity_bytes(kernel: Operation) -> int | None:
     parent = kernel.parent_op()
     while parent is not None and not isinstance(parent, ModuleOp):
         parent = parent.parent_op()

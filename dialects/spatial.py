@@ -377,7 +377,7 @@ class ViewOp(IRDLOperation):
 
     @override
     def verify_(self) -> None:
-        source, target = self.source.type, self.tensor.type
+        source, target = cast(TensorRefType, self.source.type), self.tensor.type
         if source.bytes != target.bytes or source.element_type != target.element_type:
             raise VerifyException(f"spatial.view cannot turn {source} into {target}: the sizes differ")
 
@@ -415,7 +415,7 @@ class KernelOp(IRDLOperation):
     def verify_(self) -> None:
         from flatc.dialects.schedule_rules import verify_kernel
 
-        verify_kernel(cast(KernelOp, self))
+        verify_kernel(self)
 
     @classmethod
     @override
