@@ -45,7 +45,7 @@ from xdsl.ir import Attribute, Block, Region, SSAValue
 
 from flatc.dialects import attn, masks
 from flatc.dialects import attn_shapes as shapes
-from flatc.dialects.attn import Activation, AddOp, AttnOp, LinearOp, NormKind
+from flatc.dialects.attn import Activation, AddOp, AppendOp, AttnOp, LinearOp, NormKind
 from flatc.dialects.attn_shapes import Shape
 from flatc.dialects.diagnostics import FlatcError, Position, did_you_mean
 from flatc.dialects.masks import Mask
@@ -262,6 +262,13 @@ def _join_biases(block: Block) -> None:
             break
 
 
+def _drop_unused(block: Block) -> None:
+    """Drop what no output needs; a cache keeps what is appended to it."""
+    for op in reversed(list(block.ops)):
+        if op.results and not isinstance(op, AppendOp) and all(r.first_use is None for r in op.results):
+            block.erase_op(op)
+
+
 class Graph:
     """One attention graph under construction."""
 
@@ -339,6 +346,7 @@ class Graph:
             arg_attrs=ArrayAttr([DictionaryAttr(attributes) for attributes in self._arguments.values()]),
         )
         block.add_op(ReturnOp(*results))
+        _drop_unused(block)
         _join_biases(block)
         function.attributes["flat.names"] = ArrayAttr([StringAttr(name) for name in self._outputs])
         function.attributes["flat.dims"] = DictionaryAttr(
