@@ -47,9 +47,7 @@ def rank(what: str, shape: Shape, layout: str) -> None:
     if len(shape) != layout.count(",") + 1:
         raise FlatcError(
             f"{what} has shape {text(shape)}, expected {layout.count(',') + 1} dims: [{layout}]",
-            help="use heads(x, H) to split [batch, sequence, H * d] into heads"
-            if "heads" in layout
-            else None,
+            help="use heads(x, H) to split [batch, sequence, H * d] into heads" if "heads" in layout else None,
         )
 
 

@@ -71,6 +71,7 @@ def test_examples(mask: Mask, rows: list[str]) -> None:
     assert ["".join("01"[int(x)] for x in row) for row in dense(mask, 3, 5)] == rows
 
 
+@settings(deadline=None)
 @given(any_mask, st.integers(0, 30), st.integers(0, 30))
 def test_integers_and_arrays_agree(mask: Mask, q: int, k: int) -> None:
     assert bool(allows(mask, q, k)) == bool(dense(mask, 31, 31)[q, k])
@@ -94,6 +95,7 @@ def brute(mask: Mask, q: int, k: int) -> bool:
             raise AssertionError
 
 
+@settings(deadline=None)
 @given(any_mask)
 def test_allows_against_loops(mask: Mask) -> None:
     if any(isinstance(leaf, Chunk) and 240 % leaf.size for leaf in leaves(mask)):
@@ -101,6 +103,7 @@ def test_allows_against_loops(mask: Mask) -> None:
     assert dense(mask, 9, 13).tolist() == [[brute(mask, q, k) for k in range(13)] for q in range(9)]
 
 
+@settings(deadline=None)
 @given(any_mask)
 def test_text_reads_back(mask: Mask) -> None:
     assert parse_mask(str(mask)) == mask
@@ -134,7 +137,7 @@ def from_intervals(mask: Mask, queries: int, keys: int) -> NDArray[np.int64]:
     return held
 
 
-@settings(max_examples=600)
+@settings(max_examples=600, deadline=None)
 @given(any_mask)
 def test_intervals_hold_each_visible_key_once(mask: Mask) -> None:
     try:
