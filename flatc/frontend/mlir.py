@@ -18,7 +18,7 @@ from xdsl.ir import Operation
 from xdsl.parser import Parser
 from xdsl.utils.exceptions import ParseError, VerifyException
 
-from flatc.dialects.diagnostics import FlatcError, Position, position_of
+from flatc.dialects.diagnostics import FlatcError, Position, did_you_mean, position_of
 from flatc.frontend.source import Source
 
 
@@ -27,6 +27,7 @@ def parse_mlir(text: str, file: str) -> ModuleOp:
     source = Source.of(text, file)
     if not source.text.strip():
         raise FlatcError(f"{file} is empty", help="write a module: builtin.module { func.func ... }")
+    check_strings(source)
     module = _parsed(source)
     _verify(module, source)
     if not module.body.block.ops:
@@ -35,17 +36,29 @@ def parse_mlir(text: str, file: str) -> ModuleOp:
 
 
 def context() -> Context:
-    """The dialects that a file may use: the three of flatc, and builtin and func."""
+    """The dialects that a file may use: those of flatc, and builtin and func; each is imported when met."""
     from xdsl.dialects.builtin import Builtin
     from xdsl.dialects.func import Func
 
-    from flatc.dialects.attn import Attn
-    from flatc.dialects.flat import Flat
+    from flatc.opt import get_all_dialects
 
     context = Context()
-    for dialect in (Builtin, Func, Attn, Flat):
-        context.load_dialect(dialect)
+    context.load_dialect(Builtin)
+    context.load_dialect(Func)
+    for name, factory in get_all_dialects().items():
+        context.register_dialect(name, factory)
     return context
+
+
+_STRINGS = re.compile(r'//[^\n]*|"(?:[^"\\\n\v\f]|\\(?:["nt\\]|[0-9A-Fa-f]{2}))*(?P<closed>"?)')
+
+
+def check_strings(source: Source) -> None:
+    """Refuse a string that is not closed or not well-formed: xDSL's lexer needs exponential time to find out."""
+    for match in _STRINGS.finditer(source.text):
+        if match[0].startswith('"') and not match["closed"]:
+            at = _position(source, match.start(), match.start() + 1)
+            raise source.error("this string is never closed, or has an unknown escape", at)
 
 
 def _parsed(source: Source) -> ModuleOp:
@@ -66,9 +79,22 @@ def _parsed(source: Source) -> ModuleOp:
 
 
 def _at_offset(source: Source, message: str, start: int, end: int) -> FlatcError:
+    if unknown := re.match(r"Operation (\S+) is not registered", message):
+        return _unknown_operation(source, unknown[1], start)
     cut = start >= len(source.text.rstrip())
     at = source.end if cut else _position(source, start, end)
     return source.error(_tidy(message), at, help="the file seems to be cut off here" if cut else None)
+
+
+def _unknown_operation(source: Source, name: str, before: int) -> FlatcError:
+    """xDSL complains at the word after the name; the name itself is meant."""
+    start = max(0, source.text.rfind(name, 0, before))
+    dialects = context()
+    if (prefix := name.split(".")[0]) not in dialects.registered_dialect_names:
+        help = did_you_mean(prefix, dialects.registered_dialect_names)
+    else:
+        help = did_you_mean(name, [op.name for op in dialects.get_dialect(prefix).operations])
+    return source.error(f"unknown operation '{name}'", _position(source, start, start + len(name)), help=help)
 
 
 def _position(source: Source, start: int, end: int) -> Position:
@@ -79,7 +105,8 @@ def _position(source: Source, start: int, end: int) -> Position:
 
 
 def _tidy(message: str) -> str:
-    return message.strip().splitlines()[0].rstrip(".!") if message.strip() else "malformed MLIR"
+    lines = message.strip().splitlines()
+    return lines[0].removeprefix("error: ").rstrip(".!") if lines else "malformed MLIR"
 
 
 def _first_line(error: Exception) -> str:
@@ -100,9 +127,10 @@ def _blame(op: Operation, error: Exception, module: ModuleOp, source: Source) ->
     notes = error.notes if isinstance(error, FlatcError) else ()
     help = error.help if isinstance(error, FlatcError) else None
     message = error.message if isinstance(error, FlatcError) else _tidy(_first_line(error))
+    message = f"{op.name}: {message.removeprefix(f'{op.name}: ')}"
     if at is None:
-        return FlatcError(f"{source.file}: {op.name}: {message}", notes=notes, help=help)
-    return source.error(f"{op.name}: {message}", at, notes=notes, help=help)
+        return FlatcError(f"{source.file}: {message}", notes=notes, help=help)
+    return source.error(message, at, notes=notes, help=help)
 
 
 def _find(op: Operation, module: ModuleOp, source: Source) -> Position | None:
