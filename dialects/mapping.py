@@ -33,13 +33,14 @@ Level = Literal["key", "kv_head"]
 class MappingTokens(Protocol):
     """What the parser of mappings needs from a token stream (xDSL's parsers provide it)."""
 
+    @property
+    def pos(self) -> int: ...
     def parse_keyword(self, keyword: str) -> str: ...
-    def parse_optional_keyword(self, keyword: str) -> str | None: ...
     def parse_identifier(self, context_msg: str = "") -> str: ...
-    def parse_integer(self) -> int: ...
+    def parse_optional_identifier(self) -> str | None: ...
+    def parse_integer(self, allow_boolean: bool = True) -> int: ...
     def parse_punctuation(self, punctuation: Any) -> Any: ...
-    def parse_optional_punctuation(self, punctuation: Any) -> Any: ...
-    def raise_error(self, msg: str) -> Any: ...
+    def raise_error(self, msg: str, at_position: Any = None, end_position: Any = None) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -171,26 +172,36 @@ def _named_integers(tokens: MappingTokens, group: str, names: Iterable[str], *, 
     return values
 
 
+LARGEST = 2**40
+"""No dimension, slot or stage is larger than this."""
+
+
 def _integer(tokens: MappingTokens, what: str, least: int) -> int:
-    value = tokens.parse_integer()
-    if not least <= value < 2**40:
-        tokens.raise_error(f"{what} must be at least {least}, got {value}")
+    start = tokens.pos
+    value = tokens.parse_integer(allow_boolean=False)
+    if not least <= value <= LARGEST:
+        bound = f"at least {least}" if value < least else f"at most {LARGEST}"
+        tokens.raise_error(f"{what} must be {bound}, got {value}", start, start + len(str(value)))
     return value
 
 
 def _choice(tokens: MappingTokens, choices: tuple[str, ...], what: str) -> str:
+    start = tokens.pos
     word = tokens.parse_identifier()
     if word not in choices:
-        tokens.raise_error(f"unknown {what} '{word}': expected one of {', '.join(choices)}")
+        expected = f"expected one of {', '.join(choices)}"
+        tokens.raise_error(f"unknown {what} '{word}': {expected}", start, start + len(word))
     return word
 
 
 def _parse_slots(tokens: MappingTokens, name: str) -> int:
     tokens.parse_keyword(name)
+    start = tokens.pos
     # `x2` is one identifier to the lexer.
-    word = tokens.parse_identifier()
+    word = tokens.parse_optional_identifier() or ""
     if not (word.startswith("x") and word[1:].isdigit() and 1 <= int(word[1:]) <= 4096):
-        tokens.raise_error(f"keep: expected the slots of {name} as x1, x2, ..., got '{word}'")
+        message = f"keep: {name} must have x1, x2, ... or x4096 slots"
+        tokens.raise_error(f"{message}, got '{word}'" if word else message, start, start + max(1, len(word)))
     return int(word[1:])
 
 

@@ -38,6 +38,7 @@ class Token(Protocol):
     def parse_optional_integer(self) -> int | None: ...
     def parse_integer(self) -> int: ...
     def parse_optional_keyword(self, keyword: str) -> str | None: ...
+    def raise_error(self, msg: str) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,7 @@ class Expr:
     def to_text(self, name: Callable[[str], str] = str) -> str:
         """The printed form, with index names mapped through `name`; what is added stands before what is subtracted."""
         pieces = [
-            (c, f"{_atom_text(a, name)} * {abs(c)}" if abs(c) != 1 else _atom_text(a, name))
-            for a, c in self.terms
+            (c, f"{_atom_text(a, name)} * {abs(c)}" if abs(c) != 1 else _atom_text(a, name)) for a, c in self.terms
         ]
         if self.constant or not pieces:
             pieces.append((self.constant, str(abs(self.constant))))
@@ -337,14 +337,12 @@ def _parse_term(tokens: Token, parse_variable: Callable[[], Expr]) -> Expr:
     while tokens.parse_optional_punctuation("*") is not None:
         other = _parse_factor(tokens, parse_variable)
         # Sign and factor commute: `q * -64` and `64 * q` are both read.
-        factor = factor * other.constant if other.is_constant() else other * _constant_of(factor)
+        if other.is_constant():
+            factor, other = other, factor
+        if not factor.is_constant():
+            tokens.raise_error("the product of two indices is not quasi-affine: multiply by a constant")
+        factor = other * factor.constant
     return factor
-
-
-def _constant_of(expr: Expr) -> int:
-    if not expr.is_constant():
-        raise ValueError("the product of two indices is not quasi-affine")
-    return expr.constant
 
 
 def _parse_factor(tokens: Token, parse_variable: Callable[[], Expr]) -> Expr:
@@ -361,8 +359,10 @@ def _parse_factor(tokens: Token, parse_variable: Callable[[], Expr]) -> Expr:
             return _extremum(parts, largest=keyword == "max")
     for keyword in ("floordiv", "ceildiv"):
         if tokens.parse_optional_keyword(keyword) is not None:
-            numerator, divisor = _parse_arguments(tokens, parse_variable)
-            return _quotient(numerator, _constant_of(divisor), up=keyword == "ceildiv")
+            arguments = _parse_arguments(tokens, parse_variable)
+            if len(arguments) != 2 or not arguments[1].is_constant() or arguments[1].constant <= 0:
+                tokens.raise_error(f"{keyword} takes an expression and a positive constant to divide it by")
+            return _quotient(arguments[0], arguments[1].constant, up=keyword == "ceildiv")
     return parse_variable()
 
 
