@@ -130,13 +130,13 @@ class TokenType(ParametrizedAttribute, TypeAttribute):
 
 
 class _ShapedType(ParametrizedAttribute, TypeAttribute):
-    """Shared by tensors and buffers: `<64x128xbf16>`."""
+    """Shared by tensors and buffers: `<64x128xbf16>`.
 
-    shape: ArrayAttr[IntAttr] = param_def()
-    element_type: Attribute = param_def()
+    The parameters are declared by the types themselves: equality compares what a class itself declares.
+    """
 
-    def __init__(self, shape: Sequence[int], element_type: Attribute):
-        super().__init__(ArrayAttr([IntAttr(n) for n in shape]), element_type)
+    shape: ArrayAttr[IntAttr]
+    element_type: Attribute
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -176,8 +176,11 @@ class TensorRefType(_ShapedType):
 
     name = "spatial.tensor"
 
+    shape: ArrayAttr[IntAttr] = param_def()
+    element_type: Attribute = param_def()
+
     def __init__(self, shape: Sequence[int], element_type: Attribute):
-        super().__init__(shape, element_type)
+        super().__init__(ArrayAttr([IntAttr(n) for n in shape]), element_type)
 
 
 @irdl_attr_definition
@@ -186,8 +189,11 @@ class BufferType(_ShapedType):
 
     name = "spatial.buffer"
 
+    shape: ArrayAttr[IntAttr] = param_def()
+    element_type: Attribute = param_def()
+
     def __init__(self, shape: Sequence[int], element_type: Attribute):
-        super().__init__(shape, element_type)
+        super().__init__(ArrayAttr([IntAttr(n) for n in shape]), element_type)
 
     @override
     def verify(self) -> None:
