@@ -19,7 +19,7 @@ Evaluation takes Python integers or NumPy arrays; both give the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Protocol
@@ -80,10 +80,7 @@ class Expr:
         coefficients: dict[Atom, int] = dict(self.terms)
         for atom, coefficient in other.terms:
             coefficients[atom] = coefficients.get(atom, 0) + coefficient
-        return Expr(
-            tuple((a, c) for a, c in coefficients.items() if c),
-            self.constant + other.constant,
-        )
+        return _linear(coefficients.items(), self.constant + other.constant)
 
     def __radd__(self, other: int) -> Expr:
         return as_expr(other) + self
@@ -100,7 +97,7 @@ class Expr:
     def __mul__(self, factor: int) -> Expr:
         if factor == 0:
             return const(0)
-        return Expr(tuple((a, c * factor) for a, c in self.terms), self.constant * factor)
+        return _linear(((a, c * factor) for a, c in self.terms), self.constant * factor)
 
     __rmul__ = __mul__
 
@@ -171,6 +168,11 @@ class Expr:
     @override
     def __str__(self) -> str:
         return self.to_text()
+
+
+def _linear(terms: Iterable[tuple[Atom, int]], constant: int) -> Expr:
+    """What is added stands before what is subtracted, as in the text, so that the text reads back as equal."""
+    return Expr(tuple(sorted((t for t in terms if t[1]), key=lambda t: t[1] < 0)), constant)
 
 
 def const(value: int) -> Expr:
