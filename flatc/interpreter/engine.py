@@ -2,7 +2,7 @@
 
 A meaning takes the operation, its operands as arrays and the precision, and gives its results. A dialect
 registers its meanings with `@meaning(Op)`; `evaluate` applies one, `run_block` applies all of a block, and
-`run_module` runs the function of a graph on named inputs:
+`run_module` runs the program of a module, a graph or a schedule, on named inputs:
 
     results = run_module(module, random_inputs(module, seed=0))
 
@@ -13,6 +13,7 @@ xDSL's interpreter with the meanings of all its dialects.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from xdsl.dialects.builtin import ArrayAttr, ModuleOp, StringAttr, TensorType
@@ -22,6 +23,7 @@ from xdsl.traits import IsTerminator
 from xdsl.utils.hints import isa
 
 from flatc.dialects.diagnostics import FlatcError, did_you_mean, position_of
+from flatc.dialects.spatial import ScheduleOp, TensorRefType
 from flatc.interpreter.dtypes import Array, Precision
 
 Op = TypeVar("Op", bound=Operation)
@@ -69,51 +71,81 @@ def run_block(block: Block, arguments: Sequence[Array], precision: Precision = A
 
 
 def run_module(module: ModuleOp, inputs: Mapping[str, Array] | Sequence[Array], *, exact: bool = False) -> list[Array]:
-    """Run the graph; inputs by name or in order. If `exact`, nothing is rounded below float64."""
-    function = graph_function(module)
-    arguments = _by_name(function, inputs) if isinstance(inputs, Mapping) else list(inputs)
-    _check_arguments(function, arguments)
-    precision = Precision(exact)
-    if exact:
-        arguments = [
-            precision.store(value, _tensor(argument).get_element_type())
-            for value, argument in zip(arguments, function.args, strict=True)
+    """Run a graph, fused or not, or a schedule; inputs by name or in order.
+
+    If `exact`, nothing is rounded below float64.
+    """
+    program, arguments = prepare(module, inputs, exact=exact)
+    if isinstance(program, ScheduleOp):
+        return evaluate(program, arguments, Precision(exact))
+    return run_block(program.body.block, arguments, Precision(exact))
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One input of a program. `kind` is input, weight or cache."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    element: Attribute
+
+
+def program_of(module: ModuleOp) -> FuncOp | ScheduleOp:
+    """The one program of a module: a graph or, once lowered, a schedule."""
+    programs = [op for op in module.ops if isinstance(op, ScheduleOp | FuncOp) and op.body.blocks]
+    if len(programs) != 1:
+        raise FlatcError(f"the module has {len(programs)} programs", help="a module holds one graph or one schedule")
+    return programs[0]
+
+
+def parameters(program: FuncOp | ScheduleOp) -> list[Parameter]:
+    """The inputs of a program; those without a name are called `arg0`, `arg1`, ..."""
+    if isinstance(program, ScheduleOp):
+        references = [cast(TensorRefType, argument.type) for argument in program.body.block.args]
+        return [
+            Parameter(name.data, "input", reference.dims, reference.element_type)
+            for name, reference in zip(program.input_names, references, strict=True)
         ]
-    return run_block(function.body.block, arguments, precision)
+    found: list[Parameter] = []
+    attributes = program.arg_attrs.data if program.arg_attrs else ()
+    for index, argument in enumerate(program.args):
+        words: Mapping[str, Attribute] = attributes[index].data if attributes else {}
+        name, kind = _word(words, "name", f"arg{index}"), _word(words, "kind", "input")
+        tensor = cast("TensorType[Attribute]", argument.type)
+        found.append(Parameter(name, kind, tensor.get_shape(), tensor.get_element_type()))
+    return found
 
 
-def graph_function(module: ModuleOp) -> FuncOp:
-    """The one function of a graph."""
-    functions = [op for op in module.ops if isinstance(op, FuncOp) and not op.is_declaration]
-    if len(functions) != 1:
-        raise FlatcError(f"the module has {len(functions)} functions", help="a graph is one func.func")
-    return functions[0]
+def _word(attributes: Mapping[str, Attribute], key: str, default: str) -> str:
+    word = attributes.get(f"flat.{key}")
+    return word.data if isinstance(word, StringAttr) else default
 
 
-def argument_names(function: FuncOp) -> list[str]:
-    """The names of the inputs: `flat.name`, or `arg0`, `arg1`, ... where a module has none."""
-    attributes = function.arg_attrs.data if function.arg_attrs else ()
-    names: list[str] = []
-    for index in range(len(function.args)):
-        name = attributes[index].data.get("flat.name") if attributes else None
-        names.append(name.data if isinstance(name, StringAttr) else f"arg{index}")
-    return names
-
-
-def result_names(function: FuncOp) -> list[str]:
-    """The names of the outputs: `flat.names`, or `out0`, `out1`, ... where a module has none."""
-    names = function.attributes.get("flat.names")
+def result_names(program: FuncOp | ScheduleOp) -> list[str]:
+    """The names of the outputs: `flat.names`, or `out0`, `out1`, ... where a graph has none."""
+    if isinstance(program, ScheduleOp):
+        return [name.data for name in program.output_names]
+    names = program.attributes.get("flat.names")
     if isa(names, ArrayAttr[StringAttr]):
         return [name.data for name in names]
-    return [f"out{index}" for index in range(len(function.function_type.outputs))]
+    return [f"out{index}" for index in range(len(program.function_type.outputs))]
 
 
-def _tensor(value: SSAValue) -> TensorType[Attribute]:
-    return cast(TensorType[Attribute], value.type)
+def prepare(
+    module: ModuleOp, inputs: Mapping[str, Array] | Sequence[Array], *, exact: bool
+) -> tuple[FuncOp | ScheduleOp, list[Array]]:
+    """The program of a module and its arguments: checked, in order, in the types that it computes with."""
+    program = program_of(module)
+    expected = parameters(program)
+    arguments = _by_name(expected, inputs) if isinstance(inputs, Mapping) else list(inputs)
+    _check_arguments(expected, arguments)
+    precision = Precision(exact)
+    return program, [precision.store(value, p.element) for value, p in zip(arguments, expected, strict=True)]
 
 
-def _by_name(function: FuncOp, inputs: Mapping[str, Array]) -> list[Array]:
-    names = argument_names(function)
+def _by_name(expected: Sequence[Parameter], inputs: Mapping[str, Array]) -> list[Array]:
+    names = [parameter.name for parameter in expected]
     for name in inputs:
         if name not in names:
             raise FlatcError(f"the graph has no input '{name}'", help=did_you_mean(name, names))
@@ -123,15 +155,14 @@ def _by_name(function: FuncOp, inputs: Mapping[str, Array]) -> list[Array]:
     return [inputs[name] for name in names]
 
 
-def _check_arguments(function: FuncOp, arguments: Sequence[Array]) -> None:
-    names = argument_names(function)
-    if len(arguments) != len(names):
-        raise FlatcError(f"{len(arguments)} arrays for {len(names)} inputs", help=f"give {', '.join(names)}")
-    for name, argument, value in zip(names, function.args, arguments, strict=True):
-        tensor = _tensor(argument)
-        expected = AS_STORED.stored(tensor.get_element_type())
-        if value.shape != tensor.get_shape() or value.dtype != expected:
+def _check_arguments(expected: Sequence[Parameter], arguments: Sequence[Array]) -> None:
+    if len(arguments) != len(expected):
+        names = ", ".join(parameter.name for parameter in expected)
+        raise FlatcError(f"{len(arguments)} arrays for {len(expected)} inputs", help=f"give {names}")
+    for parameter, value in zip(expected, arguments, strict=True):
+        dtype = AS_STORED.stored(parameter.element)
+        if value.shape != parameter.shape or value.dtype != dtype:
             raise FlatcError(
-                f"input '{name}' is {value.dtype}{list(value.shape)}, the graph needs"
-                f" {expected}{list(tensor.get_shape())}"
+                f"input '{parameter.name}' is {value.dtype}{list(value.shape)}, the graph needs"
+                f" {dtype}{list(parameter.shape)}"
             )

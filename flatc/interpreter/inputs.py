@@ -10,37 +10,22 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping
 
 import numpy as np
-from xdsl.dialects.builtin import ModuleOp, StringAttr, TensorType
-from xdsl.ir import Attribute
-from xdsl.utils.hints import isa
+from xdsl.dialects.builtin import ModuleOp
 
 from flatc.interpreter.dtypes import Array, numpy_dtype
-from flatc.interpreter.engine import argument_names, graph_function
+from flatc.interpreter.engine import Parameter, parameters, program_of
 
 
 def random_inputs(module: ModuleOp, seed: int) -> dict[str, Array]:
-    """An array for each input of the graph, in its storage type."""
-    function = graph_function(module)
-    attributes = function.arg_attrs.data if function.arg_attrs else ()
-    inputs: dict[str, Array] = {}
-    for index, (name, argument) in enumerate(zip(argument_names(function), function.args, strict=True)):
-        assert isa(argument.type, TensorType[Attribute])
-        kind = _kind(attributes[index].data) if attributes else "input"
-        inputs[name] = _random(name, kind, argument.type, seed)
-    return inputs
+    """An array for each input of the graph or schedule, in its storage type."""
+    return {parameter.name: _random(parameter, seed) for parameter in parameters(program_of(module))}
 
 
-def _kind(attributes: Mapping[str, Attribute]) -> str:
-    kind = attributes.get("flat.kind")
-    return kind.data if isinstance(kind, StringAttr) else "input"
-
-
-def _random(name: str, kind: str, tensor: TensorType[Attribute], seed: int) -> Array:
-    generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    shape, dtype = tensor.get_shape(), numpy_dtype(tensor.get_element_type())
+def _random(parameter: Parameter, seed: int) -> Array:
+    generator = np.random.default_rng([seed, zlib.crc32(parameter.name.encode())])
+    shape, dtype = parameter.shape, numpy_dtype(parameter.element)
     if dtype == np.bool_:
         values: Array = generator.random(shape) < 0.8
         values.reshape(-1)[:1] = True
@@ -49,5 +34,5 @@ def _random(name: str, kind: str, tensor: TensorType[Attribute], seed: int) -> A
         return generator.integers(-8, 8, shape, dtype=np.int8)
     if dtype.kind == "i":
         return np.cumsum(generator.random(shape) < 0.2, axis=-1).astype(dtype)
-    scale = 1 / math.sqrt(shape[0]) if kind == "weight" and len(shape) > 1 else 1.0
+    scale = 1 / math.sqrt(shape[0]) if parameter.kind == "weight" and len(shape) > 1 else 1.0
     return (generator.standard_normal(shape, dtype=np.float64) * scale).astype(dtype)

@@ -1,0 +1,251 @@
+"""The memories of a schedule. They let nothing pass that hardware would get wrong.
+
+A buffer instance knows which of its elements were written, and which operations touched it; a tensor off chip
+knows who wrote each element. Every access is checked before it happens, and a violation raises `ScheduleError`,
+which names the operation, its trip, the buffer and the instance:
+
+    error: spatial.matmul logit (query = 2, key = 0) reads buffer "K" instance 4 at [0:64, 0:16], which
+    spatial.load load_k (query = 2, key = 0) writes and may not have finished
+      = help: add the token of spatial.load load_k to its after(...)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+from xdsl.ir import Attribute, SSAValue
+
+from flatc.dialects.diagnostics import FlatcError, position_of
+from flatc.dialects.spatial import BufferOp, KernelOp, TimedOp
+from flatc.interpreter.dtypes import Array, Precision
+from flatc.interpreter.order import NOTHING, Clock, Step, describe, join
+
+Box = tuple[slice, ...]
+"""A window: start and stop along every dimension."""
+
+
+class ScheduleError(FlatcError):
+    """A schedule that does what no hardware may be asked to do; see the module docstring."""
+
+
+def violation(op: TimedOp, trip: Mapping[SSAValue, int], problem: str, help: str | None = None) -> ScheduleError:
+    """The error that an execution of `op` breaks a rule of memory."""
+    return ScheduleError(f"{describe(op, trip)} {problem}", position=position_of(op), help=help)
+
+
+# --- Windows ------------------------------------------------------------------------------------------
+
+
+def window(offsets: Sequence[int], extents: Sequence[int]) -> Box:
+    """The box that starts at `offsets`; no offsets mean the origin."""
+    starts = offsets or (0,) * len(extents)
+    return tuple(slice(start, start + extent) for start, extent in zip(starts, extents, strict=True))
+
+
+def text_of(box: Box) -> str:
+    """A box as NumPy writes it: `[0:64, 16:32]`."""
+    return f"[{', '.join(f'{s.start}:{s.stop}' for s in box)}]"
+
+
+def _outside(box: Box, shape: Sequence[int]) -> bool:
+    if len(box) != len(shape):
+        return True
+    return any(not 0 <= s.start <= s.stop <= size for s, size in zip(box, shape, strict=True))
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return all(max(x.start, y.start) < min(x.stop, y.stop) for x, y in zip(a, b, strict=True))
+
+
+def _covers(outer: Box, inner: Box) -> bool:
+    return all(x.start <= y.start and y.stop <= x.stop for x, y in zip(outer, inner, strict=True))
+
+
+# --- Buffers ------------------------------------------------------------------------------------------
+
+
+class Instance:
+    """One instance of a buffer: its elements, and the accesses that later ones must be ordered after.
+
+    An access stays recorded until a write covers its window: who conflicts with it then conflicts with the
+    write, and who follows the write follows the access.
+    """
+
+    def __init__(self, buffer: BufferOp, number: int, precision: Precision):
+        self.buffer, self.number = buffer, number
+        dtype, initial = precision.stored(buffer.type.element_type), buffer.initial
+        self.shape = buffer.type.dims
+        if initial is None:
+            self.data, self._written = np.empty(self.shape, dtype), np.zeros(self.shape, np.bool_)
+        else:
+            self.data, self._written = np.full(self.shape, initial.value.data, dtype), np.ones((), np.bool_)
+        self._writers: list[tuple[Box, Step]] = []
+        self._readers: list[tuple[Box, Step]] = []
+
+    @property
+    def element_type(self) -> Attribute:
+        """The element type of the buffer."""
+        return self.buffer.type.element_type
+
+    def __str__(self) -> str:
+        return f'buffer "{self.buffer.label.data}" instance {self.number}'
+
+    def read(self, box: Box, step: Step, *, accumulates: bool = False) -> Array:
+        """The elements of a window. An operation that `accumulates` reads only to write in the same breath."""
+        self._check_bounds(box, step, "reads")
+        for other, writer in self._writers:
+            if _overlap(box, other) and not step.follows(writer, needs_result=not accumulates):
+                raise self._race(box, step, "reads", writer, "writes")
+        if self._written.ndim and not self._written[box].all():
+            problem = f"reads {self} at {text_of(box)}, where elements were never written"
+            raise violation(step.op, step.trip, problem, "write them first, or give the buffer an initial value")
+        return self.data[box]
+
+    def write(self, box: Box, step: Step, value: Array) -> None:
+        """Overwrites the elements of a window; `value` has the storage type."""
+        self._check_bounds(box, step, "writes")
+        for accesses, verb in ((self._writers, "writes"), (self._readers, "reads")):
+            for other, earlier in accesses:
+                if earlier is not step and _overlap(box, other) and not step.follows(earlier):
+                    raise self._race(box, step, "writes", earlier, verb)
+        self.data[box] = value
+        if self._written.ndim:
+            self._written[box] = True
+
+    def record(self, reads: Sequence[Box], writes: Sequence[Box], step: Step) -> None:
+        """Remembers what an operation did, once all of it was checked."""
+        for box in reads:
+            same = [(b, s) for b, s in self._readers if b != box or s.resource != step.resource]
+            self._readers = [*same, (box, step)]
+        for box in writes:
+            self._readers = [(b, s) for b, s in self._readers if not _covers(box, b)]
+            self._writers = [(b, s) for b, s in self._writers if not _covers(box, b)]
+            self._writers.append((box, step))
+
+    def _check_bounds(self, box: Box, step: Step, verb: str) -> None:
+        if _outside(box, self.shape):
+            problem = f"{verb} {self} at {text_of(box)}, outside of its shape {list(self.shape)}"
+            raise violation(step.op, step.trip, problem)
+
+    def _race(self, box: Box, step: Step, verb: str, earlier: Step, did: str) -> ScheduleError:
+        problem = f"{verb} {self} at {text_of(box)}, which {earlier} {did} and may not have finished"
+        return violation(step.op, step.trip, problem, f"add the token of {earlier.op.name} to its after(...)")
+
+
+class Slot:
+    """One slot of a buffer: who owns it, what had finished when it was handed over, who has used it."""
+
+    def __init__(self) -> None:
+        self.owner: Instance | None = None
+        self.handed_over: Clock = NOTHING
+        self.in_use_until: Clock = NOTHING
+
+
+class OnChipMemory:
+    """The buffers of one kernel."""
+
+    def __init__(self, kernel: KernelOp, precision: Precision):
+        _check_addresses(kernel)
+        self._precision = precision
+        self._slots: dict[tuple[BufferOp, int], Slot] = {}
+
+    def claim(self, op: TimedOp, trip: Mapping[SSAValue, int], buffer: BufferOp, number: int) -> Slot:
+        """The slot of instance `number`, which takes it over if the slot held an earlier one."""
+        key = (buffer, number % buffer.slots.data)
+        slot = self._slots.setdefault(key, Slot())
+        if slot.owner is None or slot.owner.number < number:
+            slot.owner = Instance(buffer, number, self._precision)
+            slot.handed_over = slot.in_use_until
+        elif slot.owner.number > number:
+            slots = buffer.slots.data
+            problem = (
+                f'touches buffer "{buffer.label.data}" instance {number}, whose slot instance {slot.owner.number} '
+                f"has taken: the buffer has {slots} slot{'s' if slots > 1 else ''}"
+            )
+            raise violation(op, trip, problem, "give the buffer more slots, or its last use an earlier stage")
+        return slot
+
+    @staticmethod
+    def release(slots: Sequence[Slot], step: Step) -> None:
+        """The next owners of the slots wait for this step too."""
+        for slot in slots:
+            slot.in_use_until = join(slot.in_use_until, [step.after])
+
+
+def _check_addresses(kernel: KernelOp) -> None:
+    placed = [(b.address.data, b) for b in kernel.buffers() if b.address is not None]
+    for (start, lower), (following, upper) in pairwise(sorted(placed, key=lambda pair: pair[0])):
+        if start + lower.total_bytes > following:
+            raise ScheduleError(
+                f'buffers "{lower.label.data}" and "{upper.label.data}" of kernel "{kernel.label.data}" '
+                f"overlap at byte {following}",
+                position=position_of(upper),
+            )
+
+
+# --- Tensors off chip ---------------------------------------------------------------------------------
+
+_UNWRITTEN, _SETTLED = -1, 0
+
+
+class OffchipTensor:
+    """A tensor off chip, or a view of one. Every element is written once: by the caller, or by one store.
+
+    `_writer` holds for each element the number of the store that wrote it in this kernel, `_SETTLED` if it was there
+    when the kernel started, or `_UNWRITTEN`.
+    """
+
+    def __init__(self, name: str, data: Array, writer: Array):
+        self.name, self.data, self._writer = name, data, writer
+
+    @classmethod
+    def given(cls, name: str, data: Array) -> OffchipTensor:
+        """An input, which the schedule may only read."""
+        contiguous = np.ascontiguousarray(data)
+        return cls(name, contiguous, np.full(contiguous.shape, _SETTLED, np.int8))
+
+    @classmethod
+    def empty(cls, name: str, shape: Sequence[int], dtype: np.dtype[np.generic]) -> OffchipTensor:
+        """A tensor that the schedule writes."""
+        return cls(name, np.empty(shape, dtype), np.full(shape, _UNWRITTEN, np.int64))
+
+    def view(self, shape: Sequence[int]) -> OffchipTensor:
+        """The same elements under another shape."""
+        return OffchipTensor(self.name, self.data.reshape(shape), self._writer.reshape(shape))
+
+    def settle(self) -> None:
+        """The kernel has ended: all that it stored is there."""
+        self._writer[self._writer > _SETTLED] = _SETTLED
+
+    def read(self, box: Box, step: Step, stores: int) -> Array:
+        """The elements of a window; `stores` is the place of the store channel in clocks."""
+        self._check_bounds(box, step, "reads")
+        writers = self._writer[box]
+        if writers.size and writers.min() == _UNWRITTEN:
+            raise violation(step.op, step.trip, f"reads {self} at {text_of(box)}, where elements were never written")
+        if writers.size and writers.max() > step.before[stores]:
+            problem = f"reads {self} at {text_of(box)}, which a store of this kernel writes and may not have finished"
+            raise violation(step.op, step.trip, problem, "add the token of the store to its after(...)")
+        return self.data[box]
+
+    def write(self, box: Box, step: Step, value: Array) -> None:
+        """Stores a window."""
+        self._check_bounds(box, step, "writes")
+        if (self._writer[box] != _UNWRITTEN).any():
+            raise violation(step.op, step.trip, f"writes {self} at {text_of(box)}, where elements were written before")
+        self.data[box] = value
+        self._writer[box] = step.number
+
+    def unwritten(self) -> Iterator[tuple[int, ...]]:
+        """The elements that nobody wrote."""
+        return (tuple(index) for index in np.argwhere(self._writer == _UNWRITTEN).tolist())
+
+    def __str__(self) -> str:
+        return f'tensor "{self.name}"'
+
+    def _check_bounds(self, box: Box, step: Step, verb: str) -> None:
+        if _outside(box, self.data.shape):
+            problem = f"{verb} {self} at {text_of(box)}, outside of its shape {list(self.data.shape)}"
+            raise violation(step.op, step.trip, problem)

@@ -1,0 +1,312 @@
+"""The NumPy meaning of the spatial dialect: a schedule executed in program order, data and discipline.
+
+    run = run_schedule(module, inputs)
+    run.outputs             # the arrays that the schedule returns
+    run.offchip_bytes       # {"k": (18688, 0), ...}: bytes read and written, counted from the transfers executed
+
+Operations touch data only through buffers and transfers (`memory`), and whatever hardware could get wrong on some
+timing is a `ScheduleError`: an access out of bounds, to an element that was never written, to an instance whose slot
+has gone to another, or not ordered after the access that it depends on (`order`). So a schedule that runs here gives
+these numbers on every machine that keeps the rules of the dialect, however fast its parts are.
+
+Arithmetic follows `Precision`: products and vector operations compute in float32, or float64 where a float64
+takes part, and round once, to the element type of the buffer that they write.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import SSAValue
+
+from flatc.dialects.accelerator import AcceleratorAttr
+from flatc.dialects.masks import allows
+from flatc.dialects.spatial import (
+    BufferType,
+    KernelOp,
+    LoadOp,
+    MatmulOp,
+    OffchipOp,
+    ReturnOp,
+    ScheduleOp,
+    StoreOp,
+    VectorOp,
+    ViewOp,
+)
+from flatc.interpreter.dtypes import Array, Precision
+from flatc.interpreter.engine import AS_STORED, meaning, prepare
+from flatc.interpreter.memory import (
+    Box,
+    Instance,
+    OffchipTensor,
+    OnChipMemory,
+    ScheduleError,
+    Slot,
+    violation,
+    window,
+)
+from flatc.interpreter.order import NOTHING, Clock, Order, Step, join
+from flatc.passes.program_order import Event, walk
+
+
+@dataclass(frozen=True)
+class ScheduleRun:
+    """What came out, and the bytes that moved off chip: (read, written) for each tensor that was touched."""
+
+    outputs: list[Array]
+    offchip_bytes: dict[str, tuple[int, int]]
+
+
+def run_schedule(
+    module: ModuleOp, inputs: Mapping[str, Array] | Sequence[Array], *, exact: bool = False
+) -> ScheduleRun:
+    """Runs the schedule of a module; inputs by name or in order. If `exact`, nothing is rounded below float64."""
+    schedule, arguments = prepare(module, inputs, exact=exact)
+    if not isinstance(schedule, ScheduleOp):
+        raise ScheduleError("the module holds a graph, not a schedule", help="run lower-to-spatial first")
+    return execute(schedule, arguments, Precision(exact))
+
+
+def execute(schedule: ScheduleOp, arguments: Sequence[Array], precision: Precision = AS_STORED) -> ScheduleRun:
+    """Runs a schedule on arrays in storage type (in float64 if `precision` is exact)."""
+    tensors: dict[SSAValue, OffchipTensor] = {}
+    moved: Counter[tuple[str, str]] = Counter()
+    names = [name.data for name in schedule.input_names]
+    for name, argument, array in zip(names, schedule.body.block.args, arguments, strict=True):
+        tensors[argument] = OffchipTensor.given(name, array)
+    for op in schedule.body.block.ops:
+        if isinstance(op, OffchipOp):
+            type = op.tensor.type
+            dtype = precision.stored(type.element_type)
+            tensors[op.tensor] = OffchipTensor.empty(op.label.data, type.dims, dtype)
+        elif isinstance(op, ViewOp):
+            tensors[op.tensor] = tensors[op.source].view(op.tensor.type.dims)
+        elif isinstance(op, KernelOp):
+            moved += _Kernel(op, tensors, precision).run()
+            for tensor in tensors.values():
+                tensor.settle()
+    touched = dict.fromkeys(name for name, _ in moved)
+    bytes = {name: (moved[name, "read"], moved[name, "write"]) for name in sorted(touched)}
+    return ScheduleRun(_outputs(schedule, tensors), bytes)
+
+
+@meaning(ScheduleOp)
+def _schedule(op: ScheduleOp, operands: Sequence[Array], precision: Precision) -> list[Array]:
+    return execute(op, operands, precision).outputs
+
+
+def _outputs(schedule: ScheduleOp, tensors: Mapping[SSAValue, OffchipTensor]) -> list[Array]:
+    last = schedule.body.block.last_op
+    assert isinstance(last, ReturnOp)
+    for value in last.values:
+        missing = next(tensors[value].unwritten(), None)
+        if missing is not None:
+            raise ScheduleError(
+                f"{tensors[value]} is returned, and its element {list(missing)} was never written",
+                help="store every element of an output once",
+            )
+    return [tensors[value].data for value in last.values]
+
+
+def _shares_channel(kernel: KernelOp) -> bool:
+    schedule = kernel.parent_op()
+    module = schedule.parent_op() if schedule is not None else None
+    attribute = module.attributes.get("spatial.accelerator") if module is not None else None
+    return isinstance(attribute, AcceleratorAttr) and attribute.data.offchip.channels == "shared"
+
+
+# --- One kernel ---------------------------------------------------------------------------------------
+
+
+class _Kernel:
+    def __init__(self, kernel: KernelOp, tensors: Mapping[SSAValue, OffchipTensor], precision: Precision):
+        self.kernel, self.tensors, self.precision = kernel, tensors, precision
+        self.memory = OnChipMemory(kernel, precision)
+        self.order = Order(_shares_channel(kernel))
+        self.moved: Counter[tuple[str, str]] = Counter()
+
+    def run(self) -> Counter[tuple[str, str]]:
+        """Executes every event; gives the bytes moved by (tensor, direction)."""
+        for event in walk(self.kernel):
+            self._event(event)
+        return self.moved
+
+    def _event(self, event: Event) -> None:
+        op, trip = event.op, event.frame.indices
+        try:
+            tokens: list[Clock] = event.tokens()
+        except KeyError:
+            problem = "waits for the token of an operation that has not been issued"
+            raise violation(op, trip, problem, "stages and text must put the producer first") from None
+        if not event.active():
+            event.complete(join(NOTHING, tokens))
+            return
+        slots = [self.memory.claim(op, trip, *event.instance(value)) for value in (*op.reads, *op.writes)]
+        step = self.order.issue(op, trip, [*tokens, *(slot.handed_over for slot in slots)])
+        extents = event.extents()
+        if min(extents, default=0) < 0:
+            raise violation(op, trip, f"works on a negative extent {list(extents)}")
+        self._execute(_Access(event, step, slots, extents, self.precision))
+        self.memory.release(slots, step)
+        event.complete(step.after)
+
+    def _execute(self, access: _Access) -> None:
+        op = access.step.op
+        if isinstance(op, LoadOp):
+            access.write(0, access.extents, self._load(op, access))
+        elif isinstance(op, StoreOp):
+            self._store(op, access)
+        elif isinstance(op, MatmulOp):
+            _matmul(op, access)
+        else:
+            assert isinstance(op, VectorOp)
+            _VECTOR[op.kind.data](op, access)
+        access.record()
+
+    def _load(self, op: LoadOp, access: _Access) -> Array:
+        assert op.tensor is not None
+        tensor = self.tensors[op.tensor]
+        self._count(tensor, op, access)
+        box = window(access.event.tensor_offsets(), access.extents)
+        return tensor.read(box, access.step, self.order.stores)
+
+    def _store(self, op: StoreOp, access: _Access) -> None:
+        assert op.tensor is not None
+        tensor = self.tensors[op.tensor]
+        self._count(tensor, op, access)
+        box = window(access.event.tensor_offsets(), access.extents)
+        tensor.write(box, access.step, access.read(0, access.extents))
+
+    def _count(self, tensor: OffchipTensor, op: LoadOp | StoreOp, access: _Access) -> None:
+        self.moved[tensor.name, op.resource] += math.prod(access.extents) * op.tensor_type.element_bytes
+
+
+class _Access:
+    """The buffers of one executed operation, by the place of its operands."""
+
+    def __init__(self, event: Event, step: Step, slots: Sequence[Slot], extents: tuple[int, ...], precision: Precision):
+        self.event, self.step, self.extents, self._precision = event, step, extents, precision
+        instances = [cast(Instance, slot.owner) for slot in slots]
+        self._read_from = instances[: len(step.op.reads)]
+        self._write_to = instances[len(step.op.reads) :]
+        self._reads: list[tuple[Instance, Box]] = []
+        self._writes: list[tuple[Instance, Box]] = []
+        types = [cast(BufferType, value.type).element_type for value in (*step.op.reads, *step.op.writes)]
+        self.compute = precision.compute(*types)
+
+    def read(self, index: int, extents: Sequence[int]) -> Array:
+        """What read operand `index` holds, in the type it is stored in."""
+        instance, box = self._read_from[index], window(self.event.window(index), extents)
+        self._reads.append((instance, box))
+        return instance.read(box, self.step)
+
+    def operand(self, index: int, extents: Sequence[int]) -> Array:
+        """What read operand `index` holds, in the type that the operation computes in."""
+        return self.read(index, extents).astype(self.compute)
+
+    def accumulated(self, index: int, extents: Sequence[int]) -> Array:
+        """What write operand `index` holds, to be added to."""
+        instance, box = self._write_to[index], self._write_box(index, extents)
+        return instance.read(box, self.step, accumulates=True).astype(self.compute)
+
+    def write(self, index: int, extents: Sequence[int], value: Array) -> None:
+        """Puts `value` into write operand `index`, rounded to the type it is stored in."""
+        instance, box = self._write_to[index], self._write_box(index, extents)
+        self._writes.append((instance, box))
+        instance.write(box, self.step, self._precision.store(value, instance.element_type))
+
+    def record(self) -> None:
+        """Lets later operations see what this one touched."""
+        for instance in dict.fromkeys([*self._read_from, *self._write_to]):
+            reads = [box for touched, box in self._reads if touched is instance]
+            writes = [box for touched, box in self._writes if touched is instance]
+            instance.record(reads, writes, self.step)
+
+    def _write_box(self, index: int, extents: Sequence[int]) -> Box:
+        return window(self.event.window(len(self._read_from) + index), extents)
+
+
+# --- The array ----------------------------------------------------------------------------------------
+
+
+def _matmul(op: MatmulOp, access: _Access) -> None:
+    batch = access.extents[: op.batch_rank.data]
+    *rows, n, k = access.extents[op.batch_rank.data :]
+    a = access.operand(0, [*batch, *rows, k]).reshape(*batch, math.prod(rows), k)
+    b = access.operand(1, [*batch, n, k] if op.transposed else [*batch, k, n])
+    product = np.matmul(a, np.swapaxes(b, -1, -2) if op.transposed else b)
+    if op.scale is not None:
+        product *= product.dtype.type(op.scale.value.data)
+    extents = [*batch, *rows, n]
+    product = product.reshape(extents)
+    if op.accumulate:
+        product += access.accumulated(0, extents)
+    access.write(0, extents, product)
+
+
+# --- The vector unit ----------------------------------------------------------------------------------
+
+
+def _mask(op: VectorOp, access: _Access) -> None:
+    assert op.mask is not None
+    extents = access.extents
+    query, key = access.event.position()
+    rows, keys = query + np.arange(extents[-2])[:, np.newaxis], key + np.arange(extents[-1])
+    scores = access.operand(0, extents)
+    access.write(0, extents, np.where(allows(op.mask.data, rows, keys), scores, -np.inf))
+
+
+def _row_max(op: VectorOp, access: _Access) -> None:
+    rows = access.extents[:-1]
+    scores, old = access.operand(0, access.extents), access.operand(1, rows)
+    new = np.maximum(old, scores.max(axis=-1, initial=-np.inf))
+    access.write(0, rows, new)
+    if len(op.writes) > 1:  # the correction; while no key was visible there is nothing to correct
+        access.write(1, rows, np.where(old == new, 1, np.exp(old - _finite(new))))
+
+
+def _exp(op: VectorOp, access: _Access) -> None:
+    rows = access.extents[:-1]
+    scores, maximum = access.operand(0, access.extents), access.operand(1, rows)
+    weights = np.exp(scores - _finite(maximum)[..., np.newaxis])
+    access.write(0, access.extents, weights)
+    if len(op.writes) > 1:
+        total = access.operand(2, rows)
+        if len(op.reads) > 3:
+            total = total * access.operand(3, rows)
+        access.write(1, rows, total + weights.sum(axis=-1))
+
+
+def _finite(maximum: Array) -> Array:
+    """The maximum of each row, with 0 for rows without a visible key: every weight of theirs is exp(-inf) = 0."""
+    return np.where(maximum == -np.inf, 0, maximum)
+
+
+def _rescale(op: VectorOp, access: _Access) -> None:
+    correction = access.operand(1, access.extents[:-1])
+    access.write(0, access.extents, access.operand(0, access.extents) * correction[..., np.newaxis])
+
+
+def _divide(op: VectorOp, access: _Access) -> None:
+    x, total = access.operand(0, access.extents), access.operand(1, access.extents[:-1])[..., np.newaxis]
+    access.write(0, access.extents, np.where(total == 0, 0, x / np.where(total == 0, 1, total)))
+
+
+def _cast(op: VectorOp, access: _Access) -> None:
+    access.write(0, access.extents, access.operand(0, access.extents))
+
+
+_VECTOR: dict[str, Callable[[VectorOp, _Access], None]] = {
+    "mask": _mask,
+    "row_max": _row_max,
+    "exp": _exp,
+    "rescale": _rescale,
+    "divide": _divide,
+    "cast": _cast,
+}
