@@ -194,9 +194,8 @@ class Expressions:
                 raise self._source.error("division by zero", at)
             case _:
                 sides = ["a tensor" if isinstance(side, Tensor) else "a number" for side in (left, right)]
-                raise self._source.error(
-                    f"'{operator}' does not combine {sides[0]} and {sides[1]}", at, help=_TENSOR_OPERATORS
-                )
+                both = "two tensors" if sides == ["a tensor"] * 2 else " and ".join(sides)
+                raise self._source.error(f"'{operator}' does not combine {both}", at, help=_TENSOR_OPERATORS)
 
     def _mask_chain(self, chain: Chain) -> MaskExpr:
         value = self.mask(chain.first)

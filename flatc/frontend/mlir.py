@@ -62,11 +62,17 @@ def check_strings(source: Source) -> None:
 
 
 def _parsed(source: Source) -> ModuleOp:
-    parser = Parser(context(), source.text, source.file)
     try:
-        return parser.parse_module()
+        return _module(Parser(context(), source.text, source.file), source)
     except ParseError as error:
         raise _at_offset(source, error.msg, error.span.start, error.span.end) from None
+
+
+def _module(parser: Parser, source: Source) -> ModuleOp:
+    try:
+        return parser.parse_module()
+    except ParseError:
+        raise
     except FlatcError as error:
         if error.position is not None:
             raise source.pointed(error) from None
@@ -81,6 +87,10 @@ def _parsed(source: Source) -> ModuleOp:
 def _at_offset(source: Source, message: str, start: int, end: int) -> FlatcError:
     if unknown := re.match(r"Operation (\S+) is not registered", message):
         return _unknown_operation(source, unknown[1], start)
+    if undefined := re.match(r"values used but not defined: \[(%[\w$.-]+)", message):
+        use = re.search(re.escape(undefined[1]) + r"(?![\w$.-])", source.text)
+        at = _position(source, use.start(), use.end()) if use else source.end
+        return source.error(f"{undefined[1]} is used but never defined", at)
     cut = start >= len(source.text.rstrip())
     at = source.end if cut else _position(source, start, end)
     return source.error(_tidy(message), at, help="the file seems to be cut off here" if cut else None)
