@@ -152,7 +152,7 @@ class FusedOp(IRDLOperation):
         kernel = parser.parse_str_literal("name of the kernel")
         pairs = parser.parse_comma_separated_list(parser.Delimiter.PAREN, lambda: _parse_binding(parser))
         strategy = parser.parse_str_literal() if parser.parse_optional_keyword("strategy") else None
-        mapping = parser.parse_attribute() if parser.parse_optional_keyword("mapping") else None
+        mapping = parse_mapping_attribute(parser) if parser.parse_optional_keyword("mapping") else None
         # The types stand behind the body, as in MLIR's other region operations, so the body is parsed
         # with the types of the operands, which must be known by then.
         operands = [parser.resolve_operand(operand, known_type(parser, operand)) for _, operand in pairs]
@@ -160,14 +160,15 @@ class FusedOp(IRDLOperation):
         body = parser.parse_region(arguments)
         attributes = parser.parse_optional_attr_dict()
         parser.parse_punctuation(":")
+        start = parser.pos
         types = parser.parse_function_type()
+        known = [operand.type for operand in operands]
+        if list(types.inputs.data) != known:
+            parser.raise_error(f"the inputs of the kernel have types ({_types(known)})", start)
         if not body.block.ops or not isinstance(body.block.last_op, YieldOp):
             body.block.add_op(YieldOp([]))
         op = cls(kernel, operands, types.outputs.data, body, strategy=strategy)
-        if mapping is not None:
-            if not isinstance(mapping, MappingAttr):
-                parser.raise_error(f"expected #flat.mapping<...>, got {mapping}")
-            op.mapping = mapping
+        op.mapping = mapping
         op.attributes |= attributes
         return op
 
@@ -195,6 +196,15 @@ class FusedOp(IRDLOperation):
         printer.print_op_attributes(self.attributes)
         printer.print_string(" : ")
         printer.print_operation_type(self)
+
+
+def parse_mapping_attribute(parser: Parser) -> MappingAttr:
+    """Parses `#flat.mapping<...>`, and nothing else."""
+    start = parser.pos
+    attribute = parser.parse_attribute()
+    if not isinstance(attribute, MappingAttr):
+        parser.raise_error(f"expected #flat.mapping<...>, got {attribute}", start)
+    return attribute
 
 
 def _types(types: Sequence[Attribute]) -> str:
