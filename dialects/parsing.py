@@ -1,7 +1,7 @@
-"""Parsing helpers that the dialects share.
+"""Helpers for text that the dialects share.
 
 Types of operands that were defined above need not be written again: `parse_known_operand` reads `%x` and
-finds its type, as `spatial.load %q into %qb` needs.
+finds its type, as `spatial.load %q into %qb` needs. `float_text` writes numbers that the parser reads back.
 """
 
 from __future__ import annotations
@@ -33,3 +33,9 @@ def parse_known_operands(parser: Parser) -> list[SSAValue]:
     while parser.parse_optional_punctuation(",") is not None:
         values.append(parse_known_operand(parser))
     return values
+
+
+def float_text(value: float) -> str:
+    """The shortest text that reads back as `value`, with the point that MLIR wants: `1.0e-05`."""
+    mantissa, e, exponent = repr(float(value)).partition("e")
+    return mantissa + (".0" if e and "." not in mantissa else "") + e + exponent

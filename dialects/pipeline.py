@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from xdsl.ir import Operation
+from xdsl.utils.exceptions import VerifyException
 
 from flatc.dialects.spatial import BufferOp, ForOp, StartOp, TimedOp, YieldOp
 
@@ -85,8 +86,8 @@ def chain_of(root: ForOp) -> Chain:
             buffers[level].append(op)
         elif isinstance(op, TimedOp | ForOp):
             entries.append(Entry(op, level, section, op.stage.data, len(entries)))
-        else:
-            assert isinstance(op, StartOp | YieldOp), f"unexpected operation in a loop: {op.name}"
+        elif not isinstance(op, StartOp | YieldOp):
+            raise VerifyException(f"{op.name} cannot stand in a loop: move it in front of the kernel")
     return Chain(tuple(loops), tuple(entries), tuple(tuple(b) for b in buffers))
 
 

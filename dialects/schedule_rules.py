@@ -66,12 +66,12 @@ def _outside_tokens(op: Operation) -> Iterator[SSAValue]:
 
 
 def _producers(
-    token: SSAValue, chain: Chain, entry_of: dict[Operation, Entry], distance: int, seen: set[SSAValue]
+    token: SSAValue, chain: Chain, entry_of: dict[Operation, Entry], distance: int, seen: set[tuple[SSAValue, int]]
 ) -> Iterator[tuple[Entry, int]]:
     """The entries a token may come from, each with how many instances back it lies."""
-    if token in seen:
+    if (token, distance) in seen:
         return
-    seen.add(token)
+    seen.add((token, distance))
     if isinstance(token, BlockArgument):
         loop = token.owner.parent_op()
         if isinstance(loop, ForOp) and loop in chain.loops:

@@ -94,8 +94,8 @@ from xdsl.utils.exceptions import VerifyException
 
 from flatc.dialects.accelerator import AcceleratorAttr
 from flatc.dialects.attn import MaskAttr
-from flatc.dialects.flat import MappingAttr
-from flatc.dialects.parsing import parse_known_operand
+from flatc.dialects.flat import MappingAttr, parse_mapping_attribute
+from flatc.dialects.parsing import float_text, parse_known_operand
 from flatc.dialects.quasi_affine import Expr, as_expr, parse_expr, var
 
 # --- Attributes and types ---------------------------------------------------------------------------
@@ -182,6 +182,11 @@ class TensorRefType(_ShapedType):
     def __init__(self, shape: Sequence[int], element_type: Attribute):
         super().__init__(ArrayAttr([IntAttr(n) for n in shape]), element_type)
 
+    @override
+    def verify(self) -> None:
+        if any(n < 0 for n in self.dims):
+            raise VerifyException("a tensor of a schedule has a dim of unknown size: give every dim a number")
+
 
 @irdl_attr_definition
 class BufferType(_ShapedType):
@@ -198,7 +203,7 @@ class BufferType(_ShapedType):
     @override
     def verify(self) -> None:
         if any(n <= 0 for n in self.dims):
-            raise VerifyException(f"a buffer needs positive dimensions, got {self}")
+            raise VerifyException("a buffer has a dim that is 0 or unknown: give every dim a positive number")
 
 
 # --- Reading and printing expressions over SSA indices ------------------------------------------------
@@ -428,10 +433,11 @@ class KernelOp(IRDLOperation):
     def parse(cls, parser: Parser) -> Self:
         label = parser.parse_str_literal()
         strategy = StringAttr(parser.parse_str_literal()) if parser.parse_optional_keyword("strategy") else None
-        mapping = parser.parse_attribute() if parser.parse_optional_keyword("mapping") else None
-        if mapping is not None and not isinstance(mapping, MappingAttr):
-            parser.raise_error(f"expected #flat.mapping<...>, got {mapping}")
-        return cls(label, parser.parse_region(), strategy, mapping)
+        mapping = parse_mapping_attribute(parser) if parser.parse_optional_keyword("mapping") else None
+        body = parser.parse_region()
+        if not body.blocks:
+            body.add_block(Block())
+        return cls(label, body, strategy, mapping)
 
     @override
     def print(self, printer: Printer) -> None:
@@ -497,6 +503,8 @@ class BufferOp(IRDLOperation):
     def verify_(self) -> None:
         if self.slots.data < 1:
             raise VerifyException(f'buffer "{self.label.data}" needs at least one slot')
+        if self.address is not None and self.address.data < 0:
+            raise VerifyException(f'buffer "{self.label.data}" lies at byte {self.address.data}: count from 0')
 
     @classmethod
     @override
@@ -525,7 +533,7 @@ class BufferOp(IRDLOperation):
         if self.address is not None:
             printer.print_string(f" at {self.address.data}")
         if self.initial is not None:
-            printer.print_string(f" initial {self.initial.value.data!r}")
+            printer.print_string(f" initial {float_text(self.initial.value.data)}")
         printer.print_string(" : ")
         printer.print_attribute(self.type)
 
@@ -1113,7 +1121,7 @@ class MatmulOp(TimedOp):
         if self.accumulate:
             printer.print_string(" accumulate")
         if self.scale is not None:
-            printer.print_string(f" scale {self.scale.value.data!r}")
+            printer.print_string(f" scale {float_text(self.scale.value.data)}")
         _print_tail(printer, self)
 
 
@@ -1204,6 +1212,8 @@ class VectorOp(TimedOp):
                 raise VerifyException(f"{self.kind.data} {verb} ({', '.join(names)}), got {len(values)} buffers")
         if (self.kind.data == "mask") != (self.mask is not None and self.position is not None):
             raise VerifyException("mask, and only mask, needs a mask attribute and a position")
+        if self.position is not None and len(self.position) != 2:
+            raise VerifyException(f"a position is a query and a key, got {len(self.position)} expressions")
 
     @classmethod
     @override
