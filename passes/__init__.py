@@ -29,6 +29,24 @@ def get_all_passes() -> dict[str, Callable[[], type[ModulePass]]]:
 
         return FuseAttentionPass
 
+    def tile_attention() -> type[ModulePass]:
+        from flatc.passes.tile_attention import TileAttentionPass
+
+        return TileAttentionPass
+
+    def lower_to_spatial() -> type[ModulePass]:
+        from flatc.passes.lower_to_spatial import LowerToSpatialPass
+
+        return LowerToSpatialPass
+
+    def allocate_buffers() -> type[ModulePass]:
+        from flatc.passes.allocate_buffers import AllocateBuffersPass
+
+        return AllocateBuffersPass
+
     return {
+        "allocate-buffers": allocate_buffers,
         "fuse-attention": fuse_attention,
+        "lower-to-spatial": lower_to_spatial,
+        "tile-attention": tile_attention,
     }

@@ -10,10 +10,12 @@ simulator uses too, multiplied by how often each kind of tile occurs:
 **Exact**: off-chip bytes by tensor, bytes on chip, counts behind the energy, array cycles. Vector cycles too, but
 for row strips of masked kernels, whose lengths vary (there the last partly filled vector is not rounded up).
 
-**Latency** is a lower bound that the simulator approaches. Resources work in parallel, so a kernel takes at least
-as long as its busiest one, plus the shortest time until that one can start and from its end to the
-last result. Where a mapping gives no second set of scores to work on (`attend` in the stage of `logit`, or one
-score slot), array and vector unit take turns and their times add up.
+**Latency** is a lower bound that the simulator approaches: the largest of
+
+- each resource's busy time, plus the shortest time until it can start and from its end to the last result;
+- each cycle of waiting, divided by how many instances may be under way in it. A set of scores is made, turned into
+  probabilities and used before its slot is free again, and the array's program order lets `attend` fall behind
+  `logit` by its stages only; a tile of Q, K, V or of the output likewise is loaded, used and released.
 """
 
 from __future__ import annotations
@@ -208,6 +210,9 @@ class _Counter:
         # Vector work that sits between logit and attend of the same scores, and vector work that does not.
         self.vector_between: Any = zero
         self.vector_aside: Any = zero
+        # Busy cycles of each product, and how often its result is waited for: its skew is then on the way.
+        self.product: dict[str, Any] = {"logit": zero, "attend": zero}
+        self.skew: dict[str, Any] = {"logit": zero, "attend": zero}
 
     def head_kinds(self) -> list[tuple[Any, Any, Any]]:
         """(how many, batch x kv heads in the tile, query heads per kv head) for each kind of head tile."""
@@ -232,16 +237,22 @@ class _Counter:
                     if not times.any():
                         continue
                     m = group * q_extent
+                    # A strip waits for the last of its products only, which may be the ragged one.
+                    last = g.nonempty[query] * (key == 0) * (g.k_extents[1] == 0)
+                    waits = count * last if self.structure.algorithm == "rows" else times
                     if p.has("logit"):
-                        self._product("logit", MatmulTile(batch, m, k_extent, p.d_qk), times * passes)
+                        self._product("logit", MatmulTile(batch, m, k_extent, p.d_qk), times * passes, waits)
                     if p.has("attend"):
-                        self._product("attend", MatmulTile(batch, m, p.d_v, k_extent), times)
+                        self._product("attend", MatmulTile(batch, m, p.d_v, k_extent), times, waits)
 
-    def _product(self, name: str, tile: MatmulTile, times: Any) -> None:
+    def _product(self, name: str, tile: MatmulTile, times: Any, waits: Any) -> None:
         p, c, array = self.problem, self.columns, self.accelerator.array
         stationarity: str = getattr(self.structure, f"{name}_stationarity")
         fold = (getattr(c, f"{name}_fold_rows"), getattr(c, f"{name}_fold_columns"))
-        self.array = self.array + array_cycles(array, stationarity, fold, tile).busy * times
+        cycles = array_cycles(array, stationarity, fold, tile)
+        self.array = self.array + cycles.busy * times
+        self.product[name] = self.product[name] + cycles.busy * times
+        self.skew[name] = self.skew[name] + (cycles.latency - cycles.busy) * waits
         accumulate = name == "attend"
         traffic = operand_traffic(array, stationarity, tile, accumulate=accumulate)
         a, b, out = (
@@ -437,7 +448,7 @@ def evaluate(problem: AttentionProblem, accelerator: Accelerator, structure: Str
     busy = _offchip_busy(accelerator, read, written)
     busy |= {"array": counter.array, "vector": counter.vector_between + counter.vector_aside}
     return ClosedForm(
-        latency_cycles=_latency(counter, busy),
+        latency_cycles=_latency(counter, busy, tensors),
         busy_cycles=busy,
         tensor_bytes=tensors,
         peak_buffer_bytes=peak_buffer_bytes(problem, structure, columns, counter.geometry),
@@ -454,43 +465,56 @@ def _offchip_busy(accelerator: Accelerator, read: Any, written: Any) -> dict[str
     return {"read": read_cycles, "write": write_cycles}
 
 
-def _latency(counter: _Counter, busy: dict[str, Any]) -> Any:
+def _latency(counter: _Counter, busy: dict[str, Any], tensors: dict[str, Any]) -> Any:
+    import numpy as np
+
+    first_load, last_store = _ends(counter)
+    offchip = [time for name, time in busy.items() if name not in ("array", "vector")]
+    ends = first_load + last_store
+    times = [*offchip, busy["array"] + ends, busy["vector"] + ends, *_waiting_cycles(counter, tensors)]
+    shape = counter.columns.batch.shape
+    found: Any = np.max(np.stack([np.broadcast_to(t, shape).astype(np.float64) for t in times]), axis=0)
+    return found
+
+
+def _waiting_cycles(counter: _Counter, tensors: dict[str, Any]) -> list[Any]:
+    """Total length of each cycle of waiting over the instances that may be under way in it."""
     import numpy as np
 
     p, c, s, accelerator = counter.problem, counter.columns, counter.structure, counter.accelerator
-    first_load, last_store = _ends(counter)
-    offchip = [time for name, time in busy.items() if name not in ("array", "vector")]
-    times = [*offchip, busy["array"] + (first_load + last_store), busy["vector"] + (first_load + last_store)]
-    if p.has("softmax") and p.has("attend") and s.algorithm != "streamed":
-        alone = (c.attend == c.logit) | (c.score_slots == 1)
-        turns = counter.array + counter.vector_between + (first_load + last_store)
-        if not p.has("logit"):
-            turns = counter.vector_between * 0.0
-        times.append(np.where(alone, turns, 0.0))
-    latency = 2 * accelerator.offchip.latency_cycles
-    return np.maximum.reduce([np.asarray(t, dtype=np.float64) for t in times]) + latency
+    read, write = float(accelerator.cycles_per_byte_read), float(accelerator.cycles_per_byte_written)
+    logit, attend = counter.product["logit"], counter.product["attend"]
+    found: list[Any] = []
+    if p.has("logit"):
+        k_slots = c.k_slots if s.k_level == "key" else c.k_slots * 0 + _NEVER
+        found.append((tensors["k"] * read + logit) / k_slots)
+        found.append((tensors["q"] * read + logit) / c.q_slots)
+    if p.has("attend"):
+        v_slots = c.v_slots if s.v_level == "key" else c.v_slots * 0 + _NEVER
+        found.append((tensors["v"] * read + attend) / v_slots)
+        found.append((tensors["result"] * write + attend) / c.output_slots)
+    if p.has("logit") and p.has("attend") and s.algorithm != "streamed":
+        under_way = np.minimum(c.score_slots, c.attend - c.logit + 1)
+        found.append((logit + attend + counter.skew["logit"] + counter.vector_between) / under_way)
+    return found
+
+
+_NEVER = 1 << 40
+"""Stands for slots that never bind: the tensor is loaded too seldom to count."""
 
 
 def _ends(counter: _Counter) -> tuple[Any, Any]:
-    """Cycles of the loads before the first operation, and of the store after the last: of full tiles at least."""
-    import numpy as np
-
+    """Cycles of the loads before the first operation, and of the store after the last: at the least."""
     p, c, s, accelerator = counter.problem, counter.columns, counter.structure, counter.accelerator
     heads = c.batch * c.kv_head
-    rows = heads * c.group * c.query
-    keys = p.keys if s.k_level == "kv_head" else np.minimum(c.key, _first_keys(counter))
-    per_row = p.d_qk * p.q_bytes if p.has("logit") else 0
-    loaded = rows * per_row + (heads * keys * p.d_qk * p.k_bytes if p.has("logit") else 0)
-    # The last tile of each dimension may be ragged; the smaller of the two is safe.
-    smallest = [_last(p.batch, c.batch) * _last(p.kv_heads, c.kv_head) * _last(p.group, c.group)]
-    smallest.append(_last(p.queries, c.query))
-    stored = smallest[0] * smallest[1] * p.d_v * p.output_bytes if p.has("attend") else 0
-    read, write = float(accelerator.cycles_per_byte_read), float(accelerator.cycles_per_byte_written)
-    return loaded * read * (p.mask is None), stored * write
-
-
-def _first_keys(counter: _Counter) -> int:
-    return counter.problem.keys
+    loaded: Any = 0
+    if p.has("logit") and p.mask is None:
+        keys = p.keys if s.k_level == "kv_head" else c.key
+        loaded = heads * (c.group * c.query * p.d_qk * p.q_bytes + keys * p.d_qk * p.k_bytes)
+    # The last tile of each dimension may be ragged.
+    rows = _last(p.batch, c.batch) * _last(p.kv_heads, c.kv_head) * _last(p.group, c.group) * _last(p.queries, c.query)
+    stored = rows * p.d_v * p.output_bytes if p.has("attend") else 0
+    return loaded * float(accelerator.cycles_per_byte_read), stored * float(accelerator.cycles_per_byte_written)
 
 
 def _last(size: int, tile: Any) -> Any:

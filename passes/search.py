@@ -1,0 +1,211 @@
+"""Finding the best mapping of a kernel: enumerate, drop what does not fit, price the rest, rank.
+
+The space is `map_space`; the prices are the closed form's, computed for whole columns at once. The ranking is by
+the objective, ties by the other objectives and then by the order of enumeration, so the same question always
+has the same answer. `Choice` says how many mappings were looked at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.diagnostics import FlatcError, did_you_mean
+from flatc.dialects.mapping import Mapping
+from flatc.passes.closed_form import ClosedForm, Columns, Structure, evaluate, mapping_at, peak_buffer_bytes
+from flatc.passes.key_geometry import key_geometry
+from flatc.passes.map_space import Family, columns, families
+from flatc.passes.primitive_costs import (
+    MatmulTile,
+    array_cycles,
+    ceil_divide,
+    fold_limits,
+    operand_traffic,
+    spatial_extents,
+)
+from flatc.passes.problem import AttentionProblem
+
+STRATEGIES = ("unfused", "flat-m", "flat-b", "flat-h", "flat-r", "flat", "online", "auto")
+"""`unfused`: one kernel per operator. `flat-*`: FLAT's granularities; `flat`: the best of them. `online`: online
+softmax. `auto`: the best of everything."""
+
+Objective = Literal["latency", "energy", "edp", "offchip"]
+OBJECTIVES: tuple[Objective, ...] = ("latency", "energy", "edp", "offchip")
+
+_PARTS = {"flat": ("flat-m", "flat-b", "flat-h", "flat-r")}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The chosen mapping, the concrete strategy it belongs to, and how much of the space was looked at.
+
+    `covered` mappings were enumerated, `legal` of them fit the machine and were priced.
+    """
+
+    mapping: Mapping
+    strategy: str
+    covered: int
+    legal: int
+    ranking: tuple[float, ...]
+
+
+def check_strategy(strategy: str, objective: str) -> None:
+    """Raises `FlatcError` for a name that is not known."""
+    for what, word, known in (("strategy", strategy, STRATEGIES), ("objective", objective, OBJECTIVES)):
+        if word not in known:
+            raise FlatcError(
+                f"unknown {what} '{word}'", help=did_you_mean(word, known) or f"choose one of {', '.join(known)}"
+            )
+
+
+def find_mapping(
+    problem: AttentionProblem,
+    accelerator: Accelerator,
+    strategy: str = "auto",
+    objective: Objective = "latency",
+    *,
+    kernel: str = "kernel",
+) -> Choice:
+    """The best mapping of a kernel under a strategy. Raises `FlatcError` if none fits the machine."""
+    check_strategy(strategy, objective)
+    _check_machine(problem, accelerator, kernel)
+    best: Choice | None = None
+    covered = legal = 0
+    for part in _PARTS.get(strategy, (strategy,)):
+        for family in families(problem, part):
+            found, seen, fitting = _best_of_family(problem, accelerator, part, family, objective)
+            covered, legal = covered + seen, legal + fitting
+            if found is not None and (best is None or found.ranking < best.ranking):
+                best = found
+    if best is None:
+        raise _nothing_fits(problem, accelerator, strategy, kernel)
+    return replace(best, covered=covered, legal=legal)
+
+
+def _check_machine(problem: AttentionProblem, accelerator: Accelerator, kernel: str) -> None:
+    if not accelerator.vector.lanes and (problem.has("softmax") or problem.has("mask") or problem.converts_output):
+        raise FlatcError(
+            f"{kernel}: accelerator '{accelerator.name}' has no vector unit, and the kernel needs one",
+            help="choose an accelerator with a vector unit",
+        )
+
+
+def _nothing_fits(problem: AttentionProblem, accelerator: Accelerator, strategy: str, kernel: str) -> FlatcError:
+    capacity = accelerator.buffer.capacity_bytes
+    least = _least_footprint(problem, accelerator, strategy)
+    return FlatcError(
+        f"{kernel}: no '{strategy}' mapping fits the {capacity} bytes of {accelerator.name}'s buffer; "
+        f"the smallest needs {least}",
+        help="use strategy online or auto, whose footprint does not grow with length"
+        if strategy not in ("online", "auto")
+        else "give the accelerator a larger buffer",
+    )
+
+
+def _least_footprint(problem: AttentionProblem, accelerator: Accelerator, strategy: str) -> int:
+    least: list[int] = []
+    for part in _PARTS.get(strategy, (strategy,)):
+        for family in families(problem, part):
+            column = columns(problem, accelerator, part, family)
+            least.append(int(_footprints(problem, family, column).min()))
+    return min(least)
+
+
+def _structure(family: Family, logit: str = "output", attend: str = "output") -> Structure:
+    return Structure(family.algorithm, family.divide, family.k_level, family.v_level, logit, attend)
+
+
+def _footprints(problem: AttentionProblem, family: Family, column: Columns) -> Any:
+    geometry = key_geometry(problem, column.query, column.key)
+    return peak_buffer_bytes(problem, _structure(family), column, geometry)
+
+
+def _best_of_family(
+    problem: AttentionProblem, accelerator: Accelerator, strategy: str, family: Family, objective: Objective
+) -> tuple[Choice | None, int, int]:
+    """(best mapping, mappings enumerated, mappings that fit) of one family."""
+    import numpy as np
+
+    column = columns(problem, accelerator, strategy, family)
+    covered = column.size
+    fits = _footprints(problem, family, column) <= accelerator.buffer.capacity_bytes
+    column = column.take(np.flatnonzero(fits))
+    if not column.size:
+        return None, covered, 0
+    best: Choice | None = None
+    for structure, part in _with_array_use(problem, accelerator, family, column, objective):
+        cost = evaluate(problem, accelerator, structure, part)
+        index, ranking = _rank(cost, objective)
+        if best is None or ranking < best.ranking:
+            mapping = mapping_at(problem, structure, part, index)
+            best = Choice(mapping, strategy, 0, 0, ranking)
+    return best, covered, column.size
+
+
+def _rank(cost: ClosedForm, objective: Objective) -> tuple[int, tuple[float, ...]]:
+    """Index and ranking of the best mapping of a column."""
+    import numpy as np
+
+    latency, energy = np.asarray(cost.latency_cycles), np.asarray(cost.energy_pj)
+    keys = {"latency": latency, "energy": energy, "edp": latency * energy, "offchip": np.asarray(cost.offchip_bytes)}
+    order = [keys[objective], *(keys[other] for other in OBJECTIVES if other != objective)]
+    order.append(np.asarray(cost.peak_buffer_bytes))
+    index = int(np.lexsort(order[::-1])[0])
+    return index, tuple(float(key[index]) for key in order)
+
+
+def _with_array_use(
+    problem: AttentionProblem, accelerator: Accelerator, family: Family, column: Columns, objective: Objective
+) -> list[tuple[Structure, Columns]]:
+    """Gives each mapping its best stationarity and fold, product by product, and groups by stationarity.
+
+    Products share only the array's time, so the use of the array that is best for one is best beside any use
+    for the other: fewest cycles, then least buffer traffic (the other way round where energy is sought).
+    """
+    import numpy as np
+
+    stationarities = accelerator.array.stationarities
+    choices: dict[str, Any] = {}
+    for product in ("logit", "attend"):
+        if not problem.has(product):
+            choices[product] = np.zeros(column.size, dtype=np.int64)
+            continue
+        options = [_array_use(problem, accelerator, column, product, s) for s in stationarities]
+        cycles = np.stack([option[0] for option in options])
+        traffic = np.stack([option[1] for option in options])
+        first, second = (traffic, cycles) if objective == "energy" else (cycles, traffic)
+        choice = np.lexsort((second, first), axis=0)[0]
+        choices[product] = choice
+        rows = np.choose(choice, [option[2] for option in options])
+        columns_ = np.choose(choice, [option[3] for option in options])
+        column = replace(column, **{f"{product}_fold_rows": rows, f"{product}_fold_columns": columns_})
+    found: list[tuple[Structure, Columns]] = []
+    for i, logit in enumerate(stationarities):
+        for j, attend in enumerate(stationarities):
+            chosen = np.flatnonzero((choices["logit"] == i) & (choices["attend"] == j))
+            if chosen.size:
+                found.append((_structure(family, logit, attend), column.take(chosen)))
+    return found
+
+
+def _array_use(
+    problem: AttentionProblem, accelerator: Accelerator, column: Columns, product: str, stationarity: str
+) -> tuple[Any, Any, Any, Any]:
+    """(cycles, traffic, fold of rows, fold of columns) of one full tile, per element of work."""
+    import numpy as np
+
+    array = accelerator.array
+    batch, rows = column.batch * column.kv_head, column.group * column.query
+    if product == "logit":
+        tile = MatmulTile(batch, rows, column.key, rows * 0 + problem.d_qk)
+    else:
+        tile = MatmulTile(batch, rows, rows * 0 + problem.d_v, column.key)
+    p, q, _ = spatial_extents(stationarity, tile)
+    most_rows, most_columns = fold_limits(array, stationarity, p, q)
+    pieces = batch * ceil_divide(p, array.rows) * ceil_divide(q, array.columns)
+    fold_columns = np.minimum(most_columns, pieces)
+    fold_rows = np.minimum(most_rows, ceil_divide(pieces, fold_columns))
+    cycles = array_cycles(array, stationarity, (fold_rows, fold_columns), tile).busy
+    traffic = operand_traffic(array, stationarity, tile, accumulate=product == "attend")
+    return cycles, traffic.a_reads + traffic.b_reads + traffic.c_reads + traffic.c_writes, fold_rows, fold_columns
