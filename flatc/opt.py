@@ -169,7 +169,7 @@ class FlatcOptMain(xDSLOptMain):
 
     def _verification_error(self, error: VerifyException) -> FlatcError:
         """The same error at the operation that does not verify."""
-        for op in self.module.walk() if self.module else ():
+        for op in self.module.walk(region_first=True) if self.module else ():
             try:
                 op.verify(verify_nested_ops=False)
             except VerifyException as found:

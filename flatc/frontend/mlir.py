@@ -124,8 +124,8 @@ def _first_line(error: Exception) -> str:
 
 
 def _verify(module: ModuleOp, source: Source) -> None:
-    """Verify operation by operation, so that the one at fault is known."""
-    for op in module.walk():
+    """Verify operation by operation, the inner ones first, so that the one at fault is known."""
+    for op in module.walk(region_first=True):
         try:
             op.verify(verify_nested_ops=False)
         except (VerifyException, FlatcError) as error:
