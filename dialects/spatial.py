@@ -95,7 +95,7 @@ from xdsl.utils.exceptions import VerifyException
 from flatc.dialects.accelerator import AcceleratorAttr
 from flatc.dialects.attn import MaskAttr
 from flatc.dialects.flat import MappingAttr, parse_mapping_attribute
-from flatc.dialects.parsing import float_text, parse_known_operand
+from flatc.dialects.parsing import float_text, parse_known_operand, parse_known_operands
 from flatc.dialects.quasi_affine import Expr, as_expr, parse_expr, var
 
 # --- Attributes and types ---------------------------------------------------------------------------
@@ -272,10 +272,7 @@ class ReturnOp(IRDLOperation):
     @classmethod
     @override
     def parse(cls, parser: Parser) -> Self:
-        return cls(
-            parser.parse_optional_undelimited_comma_separated_list(parser.parse_optional_operand, parser.parse_operand)
-            or []
-        )
+        return cls(parse_known_operands(parser))
 
     @override
     def print(self, printer: Printer) -> None:
@@ -450,7 +447,7 @@ class KernelOp(IRDLOperation):
             printer.print_string(" mapping ")
             printer.print_attribute(self.mapping)
         printer.print_string(" ")
-        printer.print_region(self.body, print_entry_block_args=False)
+        printer.print_region(self.body, print_entry_block_args=False, print_empty_block=False)
 
 
 @irdl_op_definition
@@ -568,10 +565,7 @@ class YieldOp(IRDLOperation):
     @classmethod
     @override
     def parse(cls, parser: Parser) -> Self:
-        return cls(
-            parser.parse_optional_undelimited_comma_separated_list(parser.parse_optional_operand, parser.parse_operand)
-            or []
-        )
+        return cls(parse_known_operands(parser))
 
     @override
     def print(self, printer: Printer) -> None:
@@ -704,7 +698,12 @@ class ForOp(IRDLOperation):
             printer.print_string(f" stage {self.stage.data}")
         printer.print_string(" ")
         terminated = bool(self.yield_op.tokens)
-        printer.print_region(self.body, print_entry_block_args=False, print_block_terminators=terminated)
+        printer.print_region(
+            self.body,
+            print_entry_block_args=False,
+            print_block_terminators=terminated,
+            print_empty_block=False,
+        )
 
 
 def _parse_carry(parser: Parser) -> tuple[Parser.UnresolvedArgument, SSAValue]:
@@ -1210,7 +1209,8 @@ class VectorOp(TimedOp):
             least = sum(not name.endswith("?") for name in names)
             if not least <= len(values) <= len(names):
                 raise VerifyException(f"{self.kind.data} {verb} ({', '.join(names)}), got {len(values)} buffers")
-        if (self.kind.data == "mask") != (self.mask is not None and self.position is not None):
+        is_mask = self.kind.data == "mask"
+        if (self.mask is not None, self.position is not None) != (is_mask, is_mask):
             raise VerifyException("mask, and only mask, needs a mask attribute and a position")
         if self.position is not None and len(self.position) != 2:
             raise VerifyException(f"a position is a query and a key, got {len(self.position)} expressions")
