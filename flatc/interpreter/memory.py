@@ -56,11 +56,11 @@ def _outside(box: Box, shape: Sequence[int]) -> bool:
 
 
 def _overlap(a: Box, b: Box) -> bool:
-    return all(max(x.start, y.start) < min(x.stop, y.stop) for x, y in zip(a, b, strict=True))
+    return a == b or all(max(x.start, y.start) < min(x.stop, y.stop) for x, y in zip(a, b, strict=True))
 
 
 def _covers(outer: Box, inner: Box) -> bool:
-    return all(x.start <= y.start and y.stop <= x.stop for x, y in zip(outer, inner, strict=True))
+    return outer == inner or all(x.start <= y.start and y.stop <= x.stop for x, y in zip(outer, inner, strict=True))
 
 
 # --- Buffers ------------------------------------------------------------------------------------------
@@ -150,19 +150,21 @@ class OnChipMemory:
         _check_addresses(kernel)
         self._precision = precision
         self._slots: dict[tuple[BufferOp, int], Slot] = {}
+        self._counts: dict[BufferOp, int] = {}
 
     def claim(self, op: TimedOp, trip: Mapping[SSAValue, int], buffer: BufferOp, number: int) -> Slot:
         """The slot of instance `number`, which takes it over if the slot held an earlier one."""
-        key = (buffer, number % buffer.slots.data)
-        slot = self._slots.setdefault(key, Slot())
+        count = self._counts.get(buffer)
+        if count is None:
+            count = self._counts[buffer] = buffer.slots.data
+        slot = self._slots.setdefault((buffer, number % count), Slot())
         if slot.owner is None or slot.owner.number < number:
             slot.owner = Instance(buffer, number, self._precision)
             slot.handed_over = slot.in_use_until
         elif slot.owner.number > number:
-            slots = buffer.slots.data
             problem = (
                 f'touches buffer "{buffer.label.data}" instance {number}, whose slot instance {slot.owner.number} '
-                f"has taken: the buffer has {slots} slot{'s' if slots > 1 else ''}"
+                f"has taken: the buffer has {count} slot{'s' if count > 1 else ''}"
             )
             raise violation(op, trip, problem, "give the buffer more slots, or its last use an earlier stage")
         return slot

@@ -19,7 +19,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from xdsl.dialects.builtin import ModuleOp
@@ -36,6 +36,7 @@ from flatc.dialects.spatial import (
     ReturnOp,
     ScheduleOp,
     StoreOp,
+    TimedOp,
     VectorOp,
     ViewOp,
 )
@@ -130,6 +131,7 @@ class _Kernel:
         self.memory = OnChipMemory(kernel, precision)
         self.order = Order(_shares_channel(kernel))
         self.moved: Counter[tuple[str, str]] = Counter()
+        self._operands: dict[TimedOp, _Operands] = {}
 
     def run(self) -> Counter[tuple[str, str]]:
         """Executes every event; gives the bytes moved by (tensor, direction)."""
@@ -147,12 +149,15 @@ class _Kernel:
         if not event.active():
             event.complete(join(NOTHING, tokens))
             return
-        slots = [self.memory.claim(op, trip, *event.instance(value)) for value in (*op.reads, *op.writes)]
+        operands = self._operands.get(op)
+        if operands is None:
+            operands = self._operands[op] = _Operands.of(op, self.precision)
+        slots = [self.memory.claim(op, trip, *event.instance(value)) for value in operands.buffers]
         step = self.order.issue(op, trip, [*tokens, *(slot.handed_over for slot in slots)])
         extents = event.extents()
         if min(extents, default=0) < 0:
             raise violation(op, trip, f"works on a negative extent {list(extents)}")
-        self._execute(_Access(event, step, slots, extents, self.precision))
+        self._execute(_Access(event, step, operands, slots, extents, self.precision))
         self.memory.release(slots, step)
         event.complete(step.after)
 
@@ -187,18 +192,39 @@ class _Kernel:
         self.moved[tensor.name, op.resource] += math.prod(access.extents) * op.tensor_type.element_bytes
 
 
+@dataclass(frozen=True)
+class _Operands:
+    """What all executions of an operation share: its buffers, `reads` of them read, and the type it computes in."""
+
+    buffers: tuple[SSAValue, ...]
+    reads: int
+    compute: np.dtype[Any]
+
+    @classmethod
+    def of(cls, op: TimedOp, precision: Precision) -> _Operands:
+        reads, buffers = tuple(op.reads), (*op.reads, *op.writes)
+        elements = [cast(BufferType, buffer.type).element_type for buffer in buffers]
+        return cls(buffers, len(reads), precision.compute(*elements))
+
+
 class _Access:
     """The buffers of one executed operation, by the place of its operands."""
 
-    def __init__(self, event: Event, step: Step, slots: Sequence[Slot], extents: tuple[int, ...], precision: Precision):
-        self.event, self.step, self.extents, self._precision = event, step, extents, precision
+    def __init__(
+        self,
+        event: Event,
+        step: Step,
+        operands: _Operands,
+        slots: Sequence[Slot],
+        extents: tuple[int, ...],
+        precision: Precision,
+    ):
+        self.event, self.step, self.extents = event, step, extents
+        self.compute, self._precision = operands.compute, precision
         instances = [cast(Instance, slot.owner) for slot in slots]
-        self._read_from = instances[: len(step.op.reads)]
-        self._write_to = instances[len(step.op.reads) :]
+        self._read_from, self._write_to = instances[: operands.reads], instances[operands.reads :]
         self._reads: list[tuple[Instance, Box]] = []
         self._writes: list[tuple[Instance, Box]] = []
-        types = [cast(BufferType, value.type).element_type for value in (*step.op.reads, *step.op.writes)]
-        self.compute = precision.compute(*types)
 
     def read(self, index: int, extents: Sequence[int]) -> Array:
         """What read operand `index` holds, in the type it is stored in."""
