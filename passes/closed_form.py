@@ -520,7 +520,7 @@ def _ends(counter: _Counter) -> tuple[Any, Any]:
 def _last(size: int, tile: Any) -> Any:
     import numpy as np
 
-    ragged = size % tile
+    ragged: Any = size % tile
     return np.where(ragged > 0, ragged, tile)
 
 

@@ -1,0 +1,68 @@
+"""The state of time: what one event does to resources, slots and tokens.
+
+Each resource issues its operations in program order; an operation starts when the tokens it waits for, the slots of
+its buffers and its resource are ready (see `flatc.dialects.spatial`):
+
+    start = max(tokens, free_at[resource], handed_over of each buffer's slot)
+    free_at[resource] = start + busy            token = start + latency
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from xdsl.ir import SSAValue
+
+from flatc.dialects.spatial import BufferOp, TimedOp
+from flatc.passes.cost_model import CostModel
+from flatc.passes.program_order import Event
+
+
+@dataclass
+class Slot:
+    """One slot of a buffer: which instance owns it, when it was handed over, when it was last in use."""
+
+    instance: int = -1
+    handed_over: int = 0
+    in_use_until: int = 0
+
+
+class Simulation:
+    """The state of time: what `execute` updates with every event."""
+
+    def __init__(self, model: CostModel):
+        self.model = model
+        self.free_at: dict[str, int] = {}
+        self.executed: Counter[tuple[TimedOp, tuple[int, ...]]] = Counter()
+        self.end = 0
+        self.slots: dict[tuple[BufferOp, int], Slot] = {}
+
+    def execute(self, event: Event) -> None:
+        op = event.op
+        ready = max(event.tokens(), default=0)
+        if not event.active():
+            event.complete(ready)
+            return
+        extents = event.extents()
+        cost = self.model.price(op, extents)
+        resource = self.model.resource(op)
+        slots = [self._claim(event, value) for value in (*op.reads, *op.writes)]
+        start = max(ready, self.free_at.get(resource, 0), *(slot.handed_over for slot in slots))
+        self.free_at[resource] = start + cost.busy
+        done = start + cost.latency
+        for slot in slots:
+            slot.in_use_until = max(slot.in_use_until, done)
+        self.executed[op, extents] += 1
+        self.end = max(self.end, done)
+        event.complete(done)
+
+    def _claim(self, event: Event, value: SSAValue) -> Slot:
+        buffer, instance = event.instance(value)
+        key = (buffer, instance % buffer.slots.data)
+        slot = self.slots.get(key)
+        if slot is None:
+            slot = self.slots[key] = Slot()
+        if slot.instance != instance:
+            slot.instance, slot.handed_over = instance, slot.in_use_until
+        return slot
