@@ -121,7 +121,9 @@ def _verify_memory(kernel: Operation) -> None:
     placed = [buffer for buffer in buffers if buffer.address is not None]
     if placed and len(placed) != len(buffers):
         raise VerifyException("either all buffers of a kernel have an address or none has")
-    spans = sorted((b.address.data, b.address.data + b.total_bytes, b.label.data) for b in placed if b.address)
+    spans = sorted(
+        (b.address.data, b.address.data + b.total_bytes, b.label.data) for b in placed if b.address is not None
+    )
     for (_, end, label), (start, _, other) in pairwise(spans):
         if start < end:
             raise VerifyException(f'buffers "{label}" and "{other}" overlap at byte {start}')

@@ -78,7 +78,7 @@ def peak_buffer_bytes(kernel: KernelOp) -> int:
     buffers = kernel.buffers()
     if all(b.address is None for b in buffers):
         return sum(b.total_bytes for b in buffers)
-    return max((b.address.data + b.total_bytes for b in buffers if b.address), default=0)
+    return max((b.address.data + b.total_bytes for b in buffers if b.address is not None), default=0)
 
 
 def tensor_name(tensor: SSAValue) -> str:
