@@ -1209,11 +1209,21 @@ class VectorOp(TimedOp):
             least = sum(not name.endswith("?") for name in names)
             if not least <= len(values) <= len(names):
                 raise VerifyException(f"{self.kind.data} {verb} ({', '.join(names)}), got {len(values)} buffers")
+            for name, value in zip(names, values, strict=False):
+                self._verify_rank(name.removesuffix("?"), cast(BufferType, value.type))
+        if self.kind.data == "exp" and (len(self.reads) > 2) != (len(self.writes) > 1):
+            raise VerifyException("exp adds to a sum that it reads and writes, or has no sum at all")
         is_mask = self.kind.data == "mask"
         if (self.mask is not None, self.position is not None) != (is_mask, is_mask):
             raise VerifyException("mask, and only mask, needs a mask attribute and a position")
         if self.position is not None and len(self.position) != 2:
             raise VerifyException(f"a position is a query and a key, got {len(self.position)} expressions")
+
+    def _verify_rank(self, name: str, type: BufferType) -> None:
+        rank = len(self.extents) - (name in ("maximum", "sum", "correction"))
+        if len(type.dims) != rank:
+            extents = len(self.extents)
+            raise VerifyException(f"{self.kind.data} over {extents} extents needs {name} of rank {rank}, got {type}")
 
     @classmethod
     @override

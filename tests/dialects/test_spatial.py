@@ -260,6 +260,8 @@ def test_a_matmul_knows_what_it_reads_and_writes():
         ("vector rescale", "vector shrink", "unknown vector operation 'shrink': expected one of mask, row_max"),
         ("exp (%sb, %m, %l, %alpha)", "exp (%sb)", r"exp reads \(scores, maximum, sum\?, correction\?\), got 1"),
         ("into (%m, %alpha)", "into (%m, %alpha, %l)", r"row_max writes \(maximum, correction\?\), got 3"),
+        ("(%sb, %m) into", "(%sb, %sb) into", "row_max over 2 extents needs maximum of rank 1, got"),
+        ("into (%pb, %l)", "into (%pb)", "exp adds to a sum that it reads and writes, or has no sum at all"),
         ("#attn.mask<causal(offset = 3)>", "", "mask, and only mask, needs a mask attribute and a position"),
         ("extent [64, 128] after(%t3)", "extent [64, 128] at [0, 0] after(%t3)", "mask, and only mask"),
         ("at [%query * 64, %key * 128]", "at [%query * 64]", "a query and a key, got 1 expressions"),
