@@ -33,6 +33,7 @@ from xdsl.utils.hints import isa
 from flatc.dialects import attn_shapes as shapes
 from flatc.dialects.attn_shapes import Shape
 from flatc.dialects.diagnostics import FlatcError
+from flatc.dialects.parsing import float_text
 
 Tensor = TensorType[Attribute]
 
@@ -56,12 +57,6 @@ def element_type_of(value: SSAValue) -> Attribute:
     return _tensor_type(value).get_element_type()
 
 
-def _number_text(value: float) -> str:
-    text = repr(float(value))
-    mantissa, e, exponent = text.partition("e")
-    return mantissa + (".0" if e and "." not in mantissa else "") + e + exponent
-
-
 @irdl_custom_directive
 class Number(CustomDirective):
     """A float64 property written as a plain number: `0.125`."""
@@ -77,7 +72,7 @@ class Number(CustomDirective):
         attribute = self.value.get(op)
         assert isinstance(attribute, FloatAttr)
         state.print_whitespace(printer)
-        printer.print_string(_number_text(attribute.value.data))
+        printer.print_string(float_text(attribute.value.data))
 
 
 class AttnOp(IRDLOperation, ABC):

@@ -28,6 +28,7 @@ from xdsl.parser import AttrParser
 from xdsl.printer import Printer
 
 from flatc.dialects.diagnostics import FlatcError, did_you_mean
+from flatc.dialects.parsing import float_text
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def _print_value(value: Any, printer: Printer) -> None:
     elif isinstance(value, str):
         printer.print_identifier_or_string_literal(value)
     elif isinstance(value, float):
-        printer.print_string(_float_literal(value))
+        printer.print_string(float_text(value))
     elif isinstance(value, int):
         printer.print_int(value)
     elif is_dataclass(value):
@@ -158,12 +159,6 @@ def _print_tuple(items: tuple[Any, ...], printer: Printer) -> None:
     else:
         with printer.in_square_brackets():
             printer.print_list(items, lambda item: _print_value(item, printer))
-
-
-def _float_literal(value: float) -> str:
-    """The shortest text that reads back as `value`, with the decimal point that MLIR wants."""
-    mantissa, exponent, power = repr(value).partition("e")
-    return f"{mantissa if '.' in mantissa else mantissa + '.0'}{exponent}{power}"
 
 
 def _parse_entry(parser: AttrParser) -> tuple[str, Any]:
