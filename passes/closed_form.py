@@ -386,7 +386,7 @@ class _Counter:
             cycles = vector_cycles(unit, work, elements, rows) * times
         else:
             price = sum(getattr(unit.prices, name) for name in work.per_element)
-            cycles = elements * times * price // max(unit.lanes, 1)
+            cycles = ceil_divide(elements * times, max(unit.lanes, 1)) * price
         if aside:
             self.vector_aside = self.vector_aside + cycles
         else:
