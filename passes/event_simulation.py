@@ -12,8 +12,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from xdsl.ir import SSAValue
-
 from flatc.dialects.spatial import BufferOp, TimedOp
 from flatc.passes.cost_model import CostModel
 from flatc.passes.program_order import Event
@@ -37,6 +35,8 @@ class Simulation:
         self.executed: Counter[tuple[TimedOp, tuple[int, ...]]] = Counter()
         self.end = 0
         self.slots: dict[tuple[BufferOp, int], Slot] = {}
+        self._slot_counts: dict[BufferOp, int] = {}
+        self._resources: dict[TimedOp, str] = {}
 
     def execute(self, event: Event) -> None:
         op = event.op
@@ -46,8 +46,10 @@ class Simulation:
             return
         extents = event.extents()
         cost = self.model.price(op, extents)
-        resource = self.model.resource(op)
-        slots = [self._claim(event, value) for value in (*op.reads, *op.writes)]
+        resource = self._resources.get(op)
+        if resource is None:
+            resource = self._resources[op] = self.model.resource(op)
+        slots = [self._claim(buffer, instance) for buffer, instance in event.instances()]
         start = max(ready, self.free_at.get(resource, 0), *(slot.handed_over for slot in slots))
         self.free_at[resource] = start + cost.busy
         done = start + cost.latency
@@ -57,9 +59,11 @@ class Simulation:
         self.end = max(self.end, done)
         event.complete(done)
 
-    def _claim(self, event: Event, value: SSAValue) -> Slot:
-        buffer, instance = event.instance(value)
-        key = (buffer, instance % buffer.slots.data)
+    def _claim(self, buffer: BufferOp, instance: int) -> Slot:
+        count = self._slot_counts.get(buffer)
+        if count is None:
+            count = self._slot_counts[buffer] = buffer.slots.data
+        key = (buffer, instance % count)
         slot = self.slots.get(key)
         if slot is None:
             slot = self.slots[key] = Slot()

@@ -39,7 +39,7 @@ class Pipelining:
     score_slots: int
 
 
-OVERLAPPED = Pipelining((0, 0, 0, 1, 2), 2, 2)
+OVERLAPPED = Pipelining((0, 0, 1, 1, 2), 2, 2)
 IN_TURN = Pipelining((0, 0, 0, 0, 1), 2, 1)
 SINGLE = Pipelining((0, 0, 0, 0, 0), 1, 1)
 TO_MEMORY = Pipelining((0, 0, 0, 0, 1), 2, 2)

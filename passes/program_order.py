@@ -27,14 +27,18 @@ from flatc.dialects.spatial import BufferOp, ExprAttr, ForOp, KernelOp, StartOp,
 
 IndexValues = dict[SSAValue, int]
 
+Carry = tuple[tuple[SSAValue, ...], tuple[SSAValue, ...]]
+"""The tokens a loop starts from and the tokens it yields."""
+
 
 class Frame:
     """One trip of one loop (or the kernel's body): its index values, buffer instances and token values."""
 
-    __slots__ = ("block", "first", "indices", "instances", "last_trip", "parent", "previous", "values")
+    __slots__ = ("block", "carry", "first", "indices", "instances", "last_trip", "parent", "previous", "values")
 
-    def __init__(self, block: Block, parent: Frame | None, previous: Frame | None):
+    def __init__(self, block: Block, parent: Frame | None, previous: Frame | None, carry: Carry | None = None):
         self.block = block
+        self.carry = carry
         self.parent = parent
         self.previous = previous
         self.first = previous is None
@@ -67,6 +71,16 @@ class _Compiled:
         position = op.position if isinstance(op, VectorOp) else None
         self.position = None if position is None else _compile(position)
         self.indices = tuple(op.indices)
+        self.token = op.token
+        self.tokens = tuple(op.after)
+        self.buffers = tuple(_buffer_of(value) for value in (*op.reads, *op.writes))
+
+
+def _buffer_of(value: SSAValue) -> tuple[BufferOp, Block]:
+    buffer = value.owner
+    assert isinstance(buffer, BufferOp)
+    assert buffer.parent is not None
+    return buffer, buffer.parent
 
 
 def _compile(exprs: ArrayAttr[ExprAttr]) -> CompiledExprs:
@@ -122,14 +136,20 @@ class Event:
         assert isinstance(op, BufferOp)
         return op, _enclosing(self.frame, op.parent).instances[op]
 
+    def instances(self) -> list[tuple[BufferOp, int]]:
+        """The buffers it touches, reads before writes, each with the number of the instance it names here."""
+        frame = self.frame
+        return [(buffer, _enclosing(frame, block).instances[buffer]) for buffer, block in self._compiled.buffers]
+
     def tokens(self) -> list[Any]:
         """The values stored for the tokens it waits for; tokens of `spatial.start` have none."""
-        values = [resolve(token, self.frame) for token in self.op.after]
+        frame = self.frame
+        values = [resolve(token, frame) for token in self._compiled.tokens]
         return [value for value in values if value is not None]
 
     def complete(self, value: Any) -> None:
         """Stores `value` for its token."""
-        self.frame.values[self.op.token] = value
+        self.frame.values[self._compiled.token] = value
 
 
 def _enclosing(frame: Frame, block: Block | None) -> Frame:
@@ -147,14 +167,13 @@ def resolve(token: SSAValue, frame: Frame) -> Any:
     while True:
         if isinstance(token, BlockArgument):
             frame = _enclosing(frame, token.owner)
-            loop = token.owner.parent_op()
-            assert isinstance(loop, ForOp)
+            assert frame.carry is not None
             if not frame.first:
                 assert frame.previous is not None, "a token is carried through more trips than the pipeline holds"
-                token, frame = loop.yield_op.tokens[token.index - 1], frame.previous
+                token, frame = frame.carry[1][token.index - 1], frame.previous
             else:
                 assert frame.parent is not None
-                token, frame = loop.inits[token.index - 1], frame.parent
+                token, frame = frame.carry[0][token.index - 1], frame.parent
             continue
         assert isinstance(token, OpResult)
         owner = token.owner
@@ -163,9 +182,12 @@ def resolve(token: SSAValue, frame: Frame) -> Any:
         frame = _enclosing(frame, owner.parent)
         if not isinstance(owner, ForOp):
             return frame.values[token]
-        index = token.index
         inner = frame.last_trip[owner]
-        token, frame = (owner.inits[index], frame) if inner is None else (owner.yield_op.tokens[index], inner)
+        if inner is None:
+            token = owner.inits[token.index]
+        else:
+            assert inner.carry is not None
+            token, frame = inner.carry[1][token.index], inner
 
 
 @dataclass(slots=True)
@@ -198,6 +220,7 @@ class _Walker:
         self._compiled: dict[TimedOp, _Compiled] = {}
         self._bounds: dict[ForOp, tuple[CompiledExprs, tuple[SSAValue, ...]]] = {}
         self._counters: dict[BufferOp, int] = {}
+        self._carries: dict[ForOp, Carry] = {}
 
     def kernel(self, kernel: KernelOp) -> Iterator[Event]:
         frame = Frame(kernel.body.block, None, None)
@@ -257,11 +280,15 @@ class _Walker:
         loop = chain.loops[level]
         lower, upper = self._range(loop, parent)
         parent.last_trip[loop] = None
+        carry = self._carries.get(loop)
+        if carry is None:
+            carry = self._carries[loop] = (tuple(loop.inits), tuple(loop.yield_op.tokens))
+        block, index = loop.body.block, loop.index
         previous: Frame | None = None
         value = lower
         while value < upper:
-            frame = Frame(loop.body.block, parent, previous)
-            frame.indices[loop.index] = value
+            frame = Frame(block, parent, previous, carry)
+            frame.indices[index] = value
             self._create(frame, chain.buffers[level])
             parent.last_trip[loop] = previous = frame
             empty = True

@@ -20,8 +20,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from xdsl.ir import BlockArgument, SSAValue
@@ -40,27 +40,34 @@ SHORTEST_STRETCH = 3
 
 Key = tuple[Any, ...]
 
-
-@dataclass(slots=True)
-class _Time:
-    """One time of the state, and how to move it."""
-
-    value: int
-    matters: bool
-    move: Callable[[int], None]
+Owner = tuple[Any, Any]
+"""Where a time is kept: a dictionary and a key of it, or an object and the name of an attribute."""
 
 
 @dataclass(slots=True)
 class _Snapshot:
-    """The state between two trips of a loop."""
+    """The state between two trips of a loop: its times, in an order that only depends on what they are.
+
+    `keys` say what each time is, `owners` where it is kept, `matters` whether the loop looks at it.
+    """
 
     next_value: int
     structure: Key
-    times: dict[Key, _Time]
-    horizon: int
     counters: dict[BufferOp, int]
     executed: Counter[Any]
     end: int
+    horizon: int
+    keys: list[Key] = field(default_factory=list[Key])
+    values: list[int] = field(default_factory=list[int])
+    matters: list[bool] = field(default_factory=list[bool])
+    owners: list[Owner] = field(default_factory=list[Owner])
+
+    def add(self, key: Key, value: int, matters: bool, owner: Owner) -> None:
+        """Adds one time."""
+        self.keys.append(key)
+        self.values.append(value)
+        self.matters.append(matters)
+        self.owners.append(owner)
 
 
 class _LoopFacts:
@@ -79,30 +86,31 @@ class _LoopFacts:
         self.any_token = any(isinstance(t, BlockArgument) and t.owner.parent_op() not in inside for t in self.tokens)
         self.any_token |= any(isinstance(t.owner, ForOp) and t.owner not in inside for t in self.tokens)
         self._inner = {op.index for op in inside if isinstance(op, ForOp) and op is not loop}
+        self._shaping = [
+            (expr, indices, sign_only)
+            for expr, indices, sign_only in _shaping(loop)
+            if loop.index in (indices[int(name[1:])] for name in expr.variables())
+        ]
+        # The indices of loops around that shape the trips, in a fixed order.
+        shaping = {indices[int(name[1:])]: None for expr, indices, _ in self._shaping for name in expr.variables()}
+        self._outer = [index for index in shaping if index not in self._inner and index is not loop.index]
         self._changes: dict[Key, list[int]] = {}
 
     def changes(self, parent: Frame, lower: int, upper: int) -> list[int]:
         """The index values at which a stretch of alike trips begins, ascending."""
-        outer = tuple(sorted((id(k), v) for k, v in parent.indices.items() if k in self._outer_indices))
-        key = (lower, upper, outer)
+        key = (lower, upper, *(parent.indices[index] for index in self._outer))
         known = self._changes.get(key)
         if known is None:
             known = self._changes[key] = self._find_changes(parent, lower, upper)
         return known
-
-    @property
-    def _outer_indices(self) -> set[SSAValue]:
-        return {v for op in self.ops for v in op.indices} - self._inner - {self.loop.index}
 
     def _find_changes(self, parent: Frame, lower: int, upper: int) -> list[int]:
         import numpy as np
 
         values = np.arange(lower, upper, dtype=np.int64)
         changed = np.zeros(len(values), dtype=bool)
-        for expr, indices, sign_only in _shaping(self.loop):
+        for expr, indices, sign_only in self._shaping:
             used = {indices[int(name[1:])] for name in expr.variables()}
-            if self.loop.index not in used:
-                continue
             if used & self._inner:
                 return list(range(lower, upper))
             known = {
@@ -145,6 +153,8 @@ class SkipAhead:
         self._simulation = simulation
         self._facts: dict[ForOp, _LoopFacts] = {}
         self._history: dict[ForOp, tuple[Frame, list[_Snapshot]]] = {}
+        self._slots_seen = -1
+        self._by_buffer: dict[BufferOp, list[Slot]] = {}
 
     def __call__(self, boundary: Boundary) -> int:
         loop = boundary.chain.loops[boundary.level]
@@ -184,68 +194,54 @@ class SkipAhead:
 
     def _snapshot(self, facts: _LoopFacts, boundary: Boundary, changes: list[int]) -> _Snapshot:
         simulation = self._simulation
-        times: dict[Key, _Time] = {}
-        for resource in simulation.free_at:
-            used = resource in facts.resources
-            times["free", resource] = _Time(simulation.free_at[resource], used, self._move_free(resource))
-        for (buffer, _), slot in simulation.slots.items():
-            self._add_slot(times, facts, boundary, buffer, slot)
-        self._add_tokens(times, facts, boundary)
-        return _Snapshot(
+        free_at = simulation.free_at
+        snapshot = _Snapshot(
             next_value=boundary.next_value,
             structure=self._structure(facts, boundary, changes),
-            times=times,
-            horizon=min(simulation.free_at.get(resource, 0) for resource in facts.resources),
             counters={buffer: boundary.counters.get(buffer, 0) for buffer in facts.buffers},
             executed=Counter(simulation.executed),
             end=simulation.end,
+            horizon=min(free_at.get(resource, 0) for resource in facts.resources),
         )
+        for resource in sorted(free_at):
+            snapshot.add(("free", resource), free_at[resource], resource in facts.resources, (free_at, resource))
+        self._add_slots(snapshot, facts)
+        self._add_tokens(snapshot, facts, boundary)
+        return snapshot
 
-    def _move_free(self, resource: str) -> Callable[[int], None]:
-        def move(shift: int) -> None:
-            self._simulation.free_at[resource] += shift
+    def _add_slots(self, snapshot: _Snapshot, facts: _LoopFacts) -> None:
+        for buffer, slots in self._slots_by_buffer().items():
+            # Instances are told apart by how many came after them, so that the same state looks the same later.
+            newest = snapshot.counters.get(buffer, 0)
+            matters = buffer in facts.touched
+            for slot in sorted(slots, key=lambda slot: -slot.instance):
+                age = newest - slot.instance
+                snapshot.add((buffer, age), slot.in_use_until, matters, (slot, "in_use_until"))
+                snapshot.add((buffer, age), slot.handed_over, matters, (slot, "handed_over"))
 
-        return move
+    def _slots_by_buffer(self) -> dict[BufferOp, list[Slot]]:
+        slots = self._simulation.slots
+        if len(slots) != self._slots_seen:
+            self._slots_seen = len(slots)
+            self._by_buffer = {}
+            for (buffer, _), slot in slots.items():
+                self._by_buffer.setdefault(buffer, []).append(slot)
+        return self._by_buffer
 
-    @staticmethod
-    def _add_slot(times: dict[Key, _Time], facts: _LoopFacts, boundary: Boundary, buffer: BufferOp, slot: Slot) -> None:
-        # Instances are told apart by how many came after them, so that the same state looks the same later.
-        age = boundary.counters[buffer] - slot.instance if buffer in facts.buffers else slot.instance
-        matters = buffer in facts.touched
-
-        def move_use(shift: int) -> None:
-            slot.in_use_until += shift
-
-        def move_handover(shift: int) -> None:
-            slot.handed_over += shift
-
-        times["use", buffer, age] = _Time(slot.in_use_until, matters, move_use)
-        times["handed over", buffer, age] = _Time(slot.handed_over, matters, move_handover)
-
-    def _add_tokens(self, times: dict[Key, _Time], facts: _LoopFacts, boundary: Boundary) -> None:
+    def _add_tokens(self, snapshot: _Snapshot, facts: _LoopFacts, boundary: Boundary) -> None:
         seen: set[int] = set()
         for age, trip in enumerate(boundary.window):
             for level, frame in enumerate(trip.frames):
-                if id(frame) not in seen and level >= boundary.level:
+                if level >= boundary.level and id(frame) not in seen:
                     seen.add(id(frame))
-                    self._add_frame(times, ("inside", age, level), frame, None)
+                    for token, value in frame.values.items():
+                        snapshot.add((age, level, token), value, True, (frame.values, token))
         outer: Frame | None = boundary.parent
-        used = None if facts.any_token else facts.tokens
         while outer is not None:
-            self._add_frame(times, ("outside", id(outer)), outer, used or set())
+            for token, value in outer.values.items():
+                matters = facts.any_token or token in facts.tokens
+                snapshot.add((id(outer), token), value, matters, (outer.values, token))
             outer = outer.parent
-
-    @staticmethod
-    def _add_frame(times: dict[Key, _Time], place: Key, frame: Frame, used: set[SSAValue] | None) -> None:
-        """Tokens of a frame; `used` are the ones that the loop looks at, None for all."""
-        for token, value in frame.values.items():
-            if value is None:
-                continue
-
-            def move(shift: int, frame: Frame = frame, token: SSAValue = token) -> None:
-                frame.values[token] += shift
-
-            times[(*place, token)] = _Time(value, used is None or token in used, move)
 
     @staticmethod
     def _structure(facts: _LoopFacts, boundary: Boundary, changes: list[int]) -> Key:
@@ -263,9 +259,9 @@ class SkipAhead:
     def _jump(self, boundary: Boundary, before: _Snapshot, now: _Snapshot, shift: int, period: int, times: int) -> None:
         """Puts simulation, frames and counters where they are after `times` more periods."""
         simulation = self._simulation
-        for key, time in now.times.items():
-            if time.value - before.times[key].value == shift:
-                time.move(shift * times)
+        for value, old, owner in zip(now.values, before.values, now.owners, strict=True):
+            if value - old == shift:
+                _put(owner, value + shift * times)
         if now.end - before.end == shift:
             simulation.end += shift * times
         for key, count in now.executed.items():
@@ -298,15 +294,21 @@ class SkipAhead:
 
 def _recurs(before: _Snapshot, now: _Snapshot) -> int | None:
     """The shift between two states that are the same but for it, or None."""
-    if before.structure != now.structure or before.times.keys() != now.times.keys():
+    if before.structure != now.structure or before.keys != now.keys:
         return None
     shift = now.horizon - before.horizon
     if shift <= 0:
         return None
-    for key, time in now.times.items():
-        moved = time.value - before.times[key].value
-        if moved == shift:
-            continue
-        if moved or (time.matters and time.value > before.horizon):
+    for value, old, matters in zip(now.values, before.values, now.matters, strict=True):
+        moved = value - old
+        if moved != shift and (moved or (matters and value > before.horizon)):
             return None
     return shift
+
+
+def _put(owner: Owner, value: int) -> None:
+    holder, key = owner
+    if isinstance(holder, dict):
+        holder[key] = value
+    else:
+        setattr(holder, key, value)
