@@ -1,7 +1,7 @@
 """What a kernel of a schedule costs: simulated where that is quick, else by the closed form.
 
-This is the one place that decides between the two. Simulation is exact and takes time for each event; the closed
-form of the kernel's mapping takes none, counts bytes and work just as exactly, and gives a latency that the
+This is the one place that decides between the two. Simulation is exact and takes time for each event that it cannot
+skip; the closed form of the kernel's mapping takes none, counts bytes and work just as exactly, and gives a latency that the
 schedule cannot beat (`passes/closed_form.py` says how near it comes).
 
     costs = kernel_costs(kernel, accelerator)
@@ -27,7 +27,7 @@ from flatc.passes.bounds import mapping_bounds
 from flatc.passes.closed_form import evaluate_mapping
 from flatc.passes.primitive_costs import Work
 from flatc.passes.schedule_problem import Attention, kernel_attention
-from flatc.passes.simulator import peak_buffer_bytes, simulate_kernel
+from flatc.passes.simulator import KernelSimulation, peak_buffer_bytes, simulate_kernel, try_simulate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +38,8 @@ else:
     Ints = Any
 
 MOST_EVENTS = 20_000
-"""Kernels with more operations to execute are not simulated unless asked for: this many take about half a second."""
+"""A simulation that has walked so many operations gives up, unless it is asked for: a few tenths of a second. Trips
+that repeat are skipped and not walked, so most kernels of any length stay below it."""
 
 Source = Literal["simulated", "closed form"]
 Simulate = Literal["auto", "always", "never"]
@@ -47,7 +48,7 @@ SIMULATE: tuple[Simulate, ...] = ("auto", "always", "never")
 
 @dataclass(frozen=True)
 class KernelCosts:
-    """Costs of one kernel. `tensor_bytes` are (read, written) by name; `events` is what simulation executes."""
+    """Costs of one kernel. `tensor_bytes` are (read, written) by name; `events` counts all operations."""
 
     latency_cycles: Fraction
     source: Source
@@ -60,10 +61,14 @@ class KernelCosts:
 
 def kernel_costs(kernel: KernelOp, accelerator: Accelerator, simulate: Simulate = "auto") -> KernelCosts:
     """The costs of a kernel; see the module docstring for where they come from."""
-    events = count_events(kernel)
-    if simulate == "always" or (simulate == "auto" and events <= MOST_EVENTS):
-        return _simulated(kernel, accelerator, events)
-    attention = kernel_attention(kernel)
+    found = None
+    if simulate == "always":
+        found = simulate_kernel(kernel, accelerator)
+    elif simulate == "auto":
+        found = try_simulate(kernel, accelerator, MOST_EVENTS)
+    attention, events = kernel_attention(kernel), count_events(kernel)
+    if found is not None:
+        return _simulated(found, attention, events)
     if kernel.mapping is None or attention is None:
         raise FlatcError(
             f"kernel '{kernel.label.data}' takes {events} events to simulate, and without a mapping it has no "
@@ -74,8 +79,7 @@ def kernel_costs(kernel: KernelOp, accelerator: Accelerator, simulate: Simulate 
     return _closed_form(kernel, attention, accelerator, events)
 
 
-def _simulated(kernel: KernelOp, accelerator: Accelerator, events: int) -> KernelCosts:
-    found, attention = simulate_kernel(kernel, accelerator), kernel_attention(kernel)
+def _simulated(found: KernelSimulation, attention: Attention | None, events: int) -> KernelCosts:
     untouched = dict.fromkeys(attention.tensors.values(), (0, 0)) if attention else {}
     return KernelCosts(
         latency_cycles=found.latency_cycles,

@@ -1,0 +1,99 @@
+"""From a schedule to its report.
+
+    report = build_report(module)                      # a module that holds one spatial.schedule and its machine
+
+Everything is read off the schedule itself, so a schedule file gives the report that its compilation gave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from xdsl.dialects.builtin import ModuleOp
+
+from flatc.dialects.accelerator import Accelerator, accelerator_of
+from flatc.dialects.diagnostics import FlatcError
+from flatc.dialects.spatial import BufferOp, KernelOp, ScheduleOp
+from flatc.passes.bounds import compulsory_bytes, least_macs, mapping_bounds, problem_bounds
+from flatc.passes.kernel_costs import KernelCosts, Simulate, kernel_costs
+from flatc.passes.live_footprint import granularity, live_elements
+from flatc.passes.schedule_problem import Attention, attentions, kernel_attention, outside_tensors
+from flatc.report.loops import loop_lines
+from flatc.report.model import BufferUse, KernelReport, Report, TensorTraffic
+
+
+def schedule_of(module: ModuleOp) -> ScheduleOp:
+    """The one schedule of a module."""
+    schedules = [op for op in module.ops if isinstance(op, ScheduleOp)]
+    if len(schedules) != 1:
+        raise FlatcError(f"the module has {len(schedules)} schedules", help="a report is about one schedule")
+    return schedules[0]
+
+
+def build_report(module: ModuleOp, simulate: Simulate = "auto") -> Report:
+    """The report of the schedule in `module`."""
+    schedule, accelerator = schedule_of(module), accelerator_of(module)
+    found = attentions(schedule)
+    compulsory = None if found is None else _compulsory(schedule, found)
+    kernels = tuple(_kernel(kernel, accelerator, compulsory, simulate) for kernel in schedule.kernels())
+    bounds = None
+    if found is not None:
+        tensors = [outside_tensors(schedule, attention) for attention in found]
+        bounds = problem_bounds([attention.problem for attention in found], accelerator, tensors)
+    return Report(schedule.sym_name.data, accelerator, _strategy(schedule.kernels()), kernels, bounds)
+
+
+def _strategy(kernels: Sequence[KernelOp]) -> str:
+    """What was asked for, as far as the schedule says it."""
+    names = {kernel.strategy.data if kernel.strategy else "given" for kernel in kernels}
+    return names.pop() if len(names) == 1 else "mixed"
+
+
+def _compulsory(schedule: ScheduleOp, found: Sequence[Attention]) -> dict[str, int]:
+    """Least bytes of each tensor that is outside of the chip at the start or at the end."""
+    least: dict[str, int] = {}
+    for attention in found:
+        names = outside_tensors(schedule, attention)
+        for role, size in compulsory_bytes(attention.problem).items():
+            name = names[role]
+            if name is not None:
+                least[name] = max(least.get(name, 0), size)
+    return least
+
+
+def _kernel(
+    kernel: KernelOp, accelerator: Accelerator, compulsory: dict[str, int] | None, simulate: Simulate
+) -> KernelReport:
+    costs, attention = kernel_costs(kernel, accelerator, simulate), kernel_attention(kernel)
+    problem = attention.problem if attention else None
+    mapping = kernel.mapping.data if kernel.mapping else None
+    return KernelReport(
+        name=kernel.label.data,
+        strategy=granularity(problem, mapping) if problem and mapping else "given",
+        mapping=mapping,
+        loops=tuple(loop_lines(kernel)),
+        latency_cycles=costs.latency_cycles,
+        latency_source=costs.source,
+        events=costs.events,
+        tensors=_tensors(costs, compulsory),
+        buffers=tuple(map(_buffer, kernel.buffers())),
+        peak_buffer_bytes=costs.peak_buffer_bytes,
+        live_elements=live_elements(problem, mapping) if problem and mapping else None,
+        work=costs.work,
+        least_macs=least_macs(problem) if problem else None,
+        bounds=problem_bounds([problem], accelerator) if problem else None,
+        mapping_bounds=mapping_bounds(costs, accelerator),
+    )
+
+
+def _tensors(costs: KernelCosts, compulsory: dict[str, int] | None) -> tuple[TensorTraffic, ...]:
+    return tuple(
+        TensorTraffic(name, read, written, None if compulsory is None else compulsory.get(name, 0))
+        for name, (read, written) in costs.tensor_bytes.items()
+    )
+
+
+def _buffer(buffer: BufferOp) -> BufferUse:
+    type = buffer.type
+    address = buffer.address.data if buffer.address is not None else None
+    return BufferUse(buffer.label.data, address, buffer.slots.data, type.bytes, type.dims, str(type.element_type))

@@ -1,0 +1,111 @@
+"""A report for programs: one JSON object, with `schema_version`, `totals` and `kernels`.
+
+    {"schema_version": 1, "graph": "bert_base", "accelerator": "edge", "strategy": "auto",
+     "totals": {"latency_cycles": 123, "latency_seconds": 1.3e-07, "offchip_bytes": ..., "bounds": {...}, ...},
+     "kernels": [{"name": "attention", "strategy": "online", "mapping": "tiles(...) ...", ...}]}
+
+Cycles that are whole are integers, others floats. `docs/report.md` lists the keys. `schema_version` grows when
+a key changes its meaning or goes away, not when one is added.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from fractions import Fraction
+from typing import Any
+
+from flatc.passes.bounds import Bounds
+from flatc.passes.primitive_costs import energy_pj
+from flatc.report.model import KernelReport, Report, Roofline, TensorTraffic, roofline
+
+SCHEMA_VERSION = 1
+
+
+def to_json(report: Report) -> str:
+    """The text, ending with a newline."""
+    return json.dumps(to_dict(report), indent=2, allow_nan=False) + "\n"
+
+
+def to_dict(report: Report) -> dict[str, Any]:
+    """The object."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "graph": report.graph,
+        "accelerator": report.accelerator.name,
+        "strategy": report.strategy,
+        "totals": _totals(report),
+        "free_vector_operations": list(report.free_vector_operations),
+        "kernels": [_kernel(report, kernel) for kernel in report.kernels],
+    }
+
+
+def _totals(report: Report) -> dict[str, Any]:
+    gap = report.gap
+    causes = {name: number(value) for name, value in vars(gap).items()} if gap else None
+    return {
+        **_costs(report, report),
+        "buffer_capacity_bytes": report.accelerator.buffer.capacity_bytes,
+        "gap": {"cycles": number(gap.cycles), **(causes or {})} if gap else None,
+        "roofline": _roofline(report.roofline),
+    }
+
+
+def _costs(report: Report, part: Report | KernelReport) -> dict[str, Any]:
+    """What totals and kernels have in common."""
+    energies = energy_pj(report.accelerator, part.work)
+    return {
+        "latency_cycles": number(part.latency_cycles),
+        "latency_seconds": report.accelerator.seconds(part.latency_cycles),
+        "latency_source": part.latency_source,
+        "offchip_bytes": part.offchip_bytes,
+        "offchip_read_bytes": part.work.offchip_read_bytes,
+        "offchip_write_bytes": part.work.offchip_write_bytes,
+        "tensors": {tensor.name: _tensor(tensor) for tensor in part.tensors},
+        "peak_buffer_bytes": part.peak_buffer_bytes,
+        "energy_pj": float(sum(energies.values())),
+        "energy_by_component_pj": {name: float(value) for name, value in energies.items()},
+        "macs": part.work.macs,
+        "bounds": _bounds(part.bounds),
+        "mapping_bounds": _bounds(part.mapping_bounds),
+        "binding": part.mapping_bounds.binding,
+        "utilisation": dict(part.utilisation),
+    }
+
+
+def _kernel(report: Report, kernel: KernelReport) -> dict[str, Any]:
+    return {
+        "name": kernel.name,
+        "strategy": kernel.strategy,
+        "mapping": kernel.mapping.to_text() if kernel.mapping else None,
+        "mapping_fields": asdict(kernel.mapping) if kernel.mapping else None,
+        **_costs(report, kernel),
+        "events": kernel.events,
+        "live_elements": kernel.live_elements,
+        "roofline": _roofline(roofline(report.accelerator, kernel.work, kernel.latency_cycles)),
+        "buffers": [asdict(buffer) | {"bytes": buffer.bytes} for buffer in kernel.buffers],
+    }
+
+
+def _tensor(tensor: TensorTraffic) -> dict[str, int | None]:
+    read, written, least = tensor.read_bytes, tensor.written_bytes, tensor.compulsory_bytes
+    return {"read_bytes": read, "written_bytes": written, "compulsory_bytes": least}
+
+
+def _bounds(bounds: Bounds | None) -> dict[str, int | float] | None:
+    return None if bounds is None else {name: number(value) for name, value in vars(bounds).items()}
+
+
+def _roofline(roof: Roofline) -> dict[str, float]:
+    return {
+        "macs_per_byte": roof.intensity,
+        "balance_macs_per_byte": roof.balance,
+        "macs_per_cycle": roof.attained,
+        "roof_macs_per_cycle": roof.roof,
+        "peak_macs_per_cycle": roof.peak_macs_per_cycle,
+    }
+
+
+def number(value: Fraction) -> int | float:
+    """A plain number: whole if it is."""
+    return value.numerator if value.denominator == 1 else float(value)
