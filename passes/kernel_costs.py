@@ -1,8 +1,8 @@
 """What a kernel of a schedule costs: simulated where that is quick, else by the closed form.
 
 This is the one place that decides between the two. Simulation is exact and takes time for each event that it cannot
-skip; the closed form of the kernel's mapping takes none, counts bytes and work just as exactly, and gives a latency that the
-schedule cannot beat (`passes/closed_form.py` says how near it comes).
+skip; the closed form of the kernel's mapping takes none, counts bytes and work just as exactly, and gives a latency
+that the schedule cannot beat (`passes/closed_form.py` says how near it comes).
 
     costs = kernel_costs(kernel, accelerator)
     costs.latency_cycles, costs.source               # Fraction(...), "simulated"
