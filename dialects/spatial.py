@@ -22,8 +22,8 @@ agree: the NumPy interpreter (data), the simulator (time) and the closed form (p
       spatial.return %s
     }
 
-**Time.** Each resource (off-chip channel, array, vector unit) issues its operations in program order. An
-operation starts when its tokens (`after`), the slots of its buffers and its resource are ready.
+**Time.** Each resource (off-chip channel, array, vector unit) issues its operations in program order and finishes
+them in that order. An operation starts when its tokens (`after`), the slots of its buffers and its resource are ready.
 
 **Program order.** A loop runs its trips in order. In trip i, an operation of stage s works on instance
 i - s; instances out of range vanish. A `stream` loop is its parent's only stream: the trips of all its

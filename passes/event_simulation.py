@@ -1,10 +1,11 @@
 """The state of time: what one event does to resources, slots and tokens.
 
-Each resource issues its operations in program order; an operation starts when the tokens it waits for, the slots of
-its buffers and its resource are ready (see `flatc.dialects.spatial`):
+Each resource issues and finishes its operations in program order; an operation starts when the tokens it waits for,
+the slots of its buffers and its resource are ready (see `flatc.dialects.spatial`):
 
     start = max(tokens, free_at[resource], handed_over of each buffer's slot)
-    free_at[resource] = start + busy            token = start + latency
+    free_at[resource] = start + busy
+    token = done_at[resource] = max(start + latency, done_at[resource])
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Simulation:
     def __init__(self, model: CostModel):
         self.model = model
         self.free_at: dict[str, int] = {}
+        self.done_at: dict[str, int] = {}
         self.executed: Counter[tuple[TimedOp, tuple[int, ...]]] = Counter()
         self.end = 0
         self.slots: dict[tuple[BufferOp, int], Slot] = {}
@@ -52,7 +54,7 @@ class Simulation:
         slots = [self._claim(buffer, instance) for buffer, instance in event.instances()]
         start = max(ready, self.free_at.get(resource, 0), *(slot.handed_over for slot in slots))
         self.free_at[resource] = start + cost.busy
-        done = start + cost.latency
+        done = self.done_at[resource] = max(start + cost.latency, self.done_at.get(resource, 0))
         for slot in slots:
             slot.in_use_until = max(slot.in_use_until, done)
         self.executed[op, extents] += 1

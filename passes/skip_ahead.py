@@ -1,6 +1,6 @@
 """Skipping ahead: a simulation passes over trips that repeat exactly, and loses nothing.
 
-The state of a simulation between two trips of a loop is a set of times: when each resource is free, when each
+The state of a simulation between two trips of a loop is a set of times: when each resource is free and done, when each
 slot was last in use, when the tokens are ready that later stages still wait for. The next trip maps it to the
 next state by maxima and additions alone, so it commutes with a shift of all times. Hence, if the trips of a stretch
 are alike and the state recurs after p trips with every time later by the same D, the rest of the stretch does nothing
@@ -203,8 +203,9 @@ class SkipAhead:
             end=simulation.end,
             horizon=min(free_at.get(resource, 0) for resource in facts.resources),
         )
-        for resource in sorted(free_at):
-            snapshot.add(("free", resource), free_at[resource], resource in facts.resources, (free_at, resource))
+        for word, times in (("free", free_at), ("done", simulation.done_at)):
+            for resource in sorted(times):
+                snapshot.add((word, resource), times[resource], resource in facts.resources, (times, resource))
         self._add_slots(snapshot, facts)
         self._add_tokens(snapshot, facts, boundary)
         return snapshot

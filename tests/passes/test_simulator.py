@@ -124,6 +124,17 @@ def test_skew_delays_the_result_and_not_the_next_product():
     assert ends(machine(skew=True))["mul"] == [18, 22, 26]
 
 
+def test_a_resource_finishes_in_the_order_it_starts():
+    """A product of one element has no wavefront of its own, and yet is not done before the one ahead of it.
+
+    So to wait for the last of several products is to wait for all of them.
+    """
+    tiny = "%tiny = spatial.matmul output (%xb, %wb) into %yb extent [1, 1, 1] accumulate after(%w0, %load)\n"
+    found = ends(machine(skew=True), ("%store =", tiny + "%store ="))
+    assert found["mul"][0] == 8 + 4 + 6
+    assert found["tiny"][0] == 18
+
+
 def test_an_operation_that_does_not_work_passes_its_tokens_on():
     """The product works in trips 1 and 2 only; in trip 0 the store follows the load."""
     found = ends(machine(), ("after(%w0, %load)", "after(%w0, %load) when %i"))
