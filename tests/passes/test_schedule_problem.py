@@ -38,7 +38,7 @@ def test_the_problem_of_a_kernel_is_that_of_its_region(seed: int):
     assert attention.tensors == {"q": "q", "k": "k", "v": "v", "result": "o"}
 
 
-@pytest.mark.parametrize("mask", [None, causal(), window(3, 2)], ids=str)
+@pytest.mark.parametrize("mask", [None, causal(), window(3, 2)], ids=["full", "causal", "window"])
 def test_three_kernels_join_to_the_attention_that_one_kernel_computes(mask: MaskExpr | None):
     (whole,) = fused(attention_graph(SIZES, mask))
     parts, schedule = unfused(mask)
