@@ -105,7 +105,10 @@ class Softmax:
 
 @dataclass(frozen=True)
 class Stages:
-    """Pipeline stage of each kind of work: in trip i of its loop, stage s works on instance i - s."""
+    """Pipeline stage of each kind of work: in trip i of its loop, stage s works on instance i - s.
+
+    `attend` covers the rescaling before it, `store` the division or conversion before it.
+    """
 
     load: int
     logit: int

@@ -189,11 +189,11 @@ def peak_buffer_bytes(problem: AttentionProblem, structure: Structure, columns: 
 
 def _statistic_slots(algorithm: str, c: Columns) -> Any:
     """Slots of the row maximum, the row sum and the correction together."""
-    depth = c.attend - c.softmax + 1
+    sums = c.store - c.softmax + 1
     if algorithm == "online":
-        return 1 + depth + depth
+        return 1 + sums + (c.attend - c.softmax + 1)
     if algorithm == "rows":
-        return 1 + depth
+        return 1 + sums
     return (1 + c.attend - c.logit) + (1 + c.attend) + 1
 
 
@@ -210,9 +210,10 @@ class _Counter:
         # Vector work that sits between logit and attend of the same scores, and vector work that does not.
         self.vector_between: Any = zero
         self.vector_aside: Any = zero
-        # Busy cycles of each product, and how often its result is waited for: its skew is then on the way.
+        # Of each product: busy cycles, skew of all its tiles, and skew that the vector unit or a store waits for.
         self.product: dict[str, Any] = {"logit": zero, "attend": zero}
         self.skew: dict[str, Any] = {"logit": zero, "attend": zero}
+        self.awaited_skew: dict[str, Any] = {"logit": zero, "attend": zero}
 
     def head_kinds(self) -> list[tuple[Any, Any, Any]]:
         """(how many, batch x kv heads in the tile, query heads per kv head) for each kind of head tile."""
@@ -252,7 +253,8 @@ class _Counter:
         cycles = array_cycles(array, stationarity, fold, tile)
         self.array = self.array + cycles.busy * times
         self.product[name] = self.product[name] + cycles.busy * times
-        self.skew[name] = self.skew[name] + (cycles.latency - cycles.busy) * waits
+        self.skew[name] = self.skew[name] + (cycles.latency - cycles.busy) * times
+        self.awaited_skew[name] = self.awaited_skew[name] + (cycles.latency - cycles.busy) * waits
         accumulate = name == "attend"
         traffic = operand_traffic(array, stationarity, tile, accumulate=accumulate)
         a, b, out = (
@@ -487,15 +489,15 @@ def _waiting_cycles(counter: _Counter, tensors: dict[str, Any]) -> list[Any]:
     found: list[Any] = []
     if p.has("logit"):
         k_slots = c.k_slots if s.k_level == "key" else c.k_slots * 0 + _NEVER
-        found.append((tensors["k"] * read + logit) / k_slots)
+        found.append((tensors["k"] * read + logit + counter.skew["logit"]) / k_slots)
         found.append((tensors["q"] * read + logit) / c.q_slots)
     if p.has("attend"):
         v_slots = c.v_slots if s.v_level == "key" else c.v_slots * 0 + _NEVER
-        found.append((tensors["v"] * read + attend) / v_slots)
+        found.append((tensors["v"] * read + attend + counter.skew["attend"]) / v_slots)
         found.append((tensors["result"] * write + attend) / c.output_slots)
     if p.has("logit") and p.has("attend") and s.algorithm != "streamed":
         under_way = np.minimum(c.score_slots, c.attend - c.logit + 1)
-        found.append((logit + attend + counter.skew["logit"] + counter.vector_between) / under_way)
+        found.append((logit + attend + counter.awaited_skew["logit"] + counter.vector_between) / under_way)
     return found
 
 
@@ -518,10 +520,8 @@ def _ends(counter: _Counter) -> tuple[Any, Any]:
 
 
 def _last(size: int, tile: Any) -> Any:
-    import numpy as np
-
-    ragged: Any = size % tile
-    return np.where(ragged > 0, ragged, tile)
+    ragged = size % tile
+    return ragged + tile * (ragged == 0)
 
 
 def evaluate_mapping(problem: AttentionProblem, accelerator: Accelerator, mapping: Mapping) -> ClosedForm:

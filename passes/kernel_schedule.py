@@ -270,10 +270,17 @@ class KernelSchedule:
         self.loops[dim] = block.args[0]
         return block
 
-    def key_loop(self, body: KeyBody, *, stream: bool, stage: int) -> SSAValue:
-        """A loop over the visible key tiles; gives the token of `body` in the last trip."""
-        start = StartOp()
-        self.ops.append(start)
+    def key_loop(
+        self, body: KeyBody, *, stream: bool, stage: int, first: Expr | None = None, init: SSAValue | None = None
+    ) -> SSAValue:
+        """A loop over the visible key tiles, from tile `first` on; gives the token of `body` in the last trip.
+
+        That is `init` where there is no trip.
+        """
+        if init is None:
+            start = StartOp()
+            self.ops.append(start)
+            init = start.token
         outside, self.ops = self.ops, []
         block = self._loop_block("key", tokens=1)
         token = body(block.args[1])
@@ -281,7 +288,8 @@ class KernelSchedule:
         self.ops = outside
         del self.loops["key"]
         lower, upper = self.key_range()
-        loop = make_for(self.loops, lower, upper, block, [start.token], stream=stream, stage=stage)
+        lower = lower if first is None else self._simple(maximum(lower, first))
+        loop = make_for(self.loops, lower, upper, block, [init], stream=stream, stage=stage)
         self.ops.append(loop)
         return loop.done[0]
 
@@ -351,7 +359,7 @@ class QueryTile:
     def one_loop(self) -> None:
         """Online softmax, or no softmax: one pass over the key tiles."""
         online = self.problem.has("softmax")
-        self._begin(maximum_slots=1, sum_slots=self._depth("softmax", "attend"))
+        self._begin(maximum_slots=1, sum_slots=self._depth("softmax", "store"))
 
         def body(carried: SSAValue) -> SSAValue:
             scores, ready = self._source(None, self.stages.load, self.stages.logit)
@@ -366,17 +374,14 @@ class QueryTile:
 
     def rows(self) -> None:
         """Whole rows of scores on chip: fill them, softmax over them, use them."""
-        lead = self._depth("softmax", "attend")
-        self._begin(maximum_slots=1, sum_slots=lead)
+        self._begin(maximum_slots=1, sum_slots=self._depth("softmax", "store"))
         strip = self._score_buffer("scores", self.kernel.strip_width(), self.types.scores)
 
         def fill(carried: SSAValue) -> SSAValue:
-            window = self._strip_window(strip)
-            _, ready = self._source(window, 0, 0)
-            return self._mask(window, ready, 0)
+            return self._source(self._strip_window(strip), 0, 0)[1]
 
         filled = self.kernel.key_loop(fill, stream=False, stage=self.stages.logit)
-        probabilities, ready = self._rows_softmax(strip, filled)
+        probabilities, ready = self._rows_softmax(strip, self._mask_strip(strip, filled))
 
         def use(carried: SSAValue) -> SSAValue:
             return self._sink(self._strip_window(probabilities), [ready], carried, None, pipelined=False)
@@ -492,6 +497,23 @@ class QueryTile:
             position=[kernel.start("query"), kernel.start("key")],
         )
         return kernel.emit(op, "mask")
+
+    def _mask_strip(self, strip: SSAValue, filled: SSAValue) -> SSAValue:
+        """Masks the tiles of a strip on the mask's edge, with the softmax: the vector unit takes its work in order,
+        and masks of the strip being filled must not hold up the softmax of the strip before."""
+        kernel = self.kernel
+        if self.problem.mask is None:
+            return filled
+        first: Expr | None = None
+        if kernel.edge.full is not None:
+            lower, upper = (kernel.at_rows(bound) for bound in kernel.edge.full)
+            if lower.is_constant() and lower.constant <= 0:
+                first = upper // kernel.tile["key"]
+
+        def mask(carried: SSAValue) -> SSAValue:
+            return self._mask(self._strip_window(strip), filled, 0)
+
+        return kernel.key_loop(mask, stream=False, stage=self.stages.softmax, first=first, init=filled)
 
     def _crosses_edge(self) -> Expr | None:
         """Positive where some row of the tile does not see some key of it; None if that must be assumed."""
@@ -612,7 +634,8 @@ class QueryTile:
         kernel = self.kernel
         assert self.output is not None
         extents = [*self.rows_extent, const(self.problem.d_v)]
-        output, stage = self.output, self.stages.attend
+        # With the store, not with attend: else the vector unit would wait for attend before the next softmax.
+        output, stage = self.output, self.stages.store
         late = self.problem.has("softmax") and self.mapping.softmax.divide == "late"
         if self.problem.converts_output:
             shape = [*self.rows_tile, self.problem.d_v]

@@ -9,8 +9,10 @@ loop bounds, so that counting and executing cannot disagree.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from flatc.dialects.masks import Mask
 from flatc.passes.kernel_schedule import LiveKeys, live_keys
 from flatc.passes.problem import AttentionProblem
 
@@ -87,9 +89,9 @@ def _masked(
 
     pairs, inverse = np.unique(np.stack([query, key]), axis=1, return_inverse=True)
     inverse = inverse.reshape(-1)
-    live = live_keys(problem.mask if problem.skips_hidden else None, problem.keys)
-    edge = live_keys(problem.mask, problem.keys)
-    counts = np.array([_count(problem, live, edge, int(r), int(t)) for r, t in pairs.T], dtype=np.int64)
+    # Only these facts of the problem matter, so that kernels and families share what was counted.
+    question = _Question(problem.mask, problem.skips_hidden, problem.queries, problem.keys)
+    counts = np.array([_count(question, int(r), int(t)) for r, t in pairs.T], dtype=np.int64)
     columns = counts[inverse].T
     (ff, fr, eff, efr, nf, sf), (rf, rr, erf, err, nr, sr), width = columns[0:6], columns[6:12], columns[12]
     return KeyGeometry(
@@ -105,9 +107,26 @@ def _masked(
     )
 
 
-def _count(problem: AttentionProblem, live: LiveKeys, edge: LiveKeys, rows: int, tile: int) -> list[int]:
-    """The counts of one (rows, tile) pair: six for full query tiles, six for the ragged one, the longest strip."""
+@dataclass(frozen=True)
+class _Question:
+    """What the counts depend on, beside the tile."""
+
+    mask: Mask | None
+    skips_hidden: bool
+    queries: int
+    keys: int
+
+
+@lru_cache(maxsize=1 << 16)
+def _count(problem: _Question, rows: int, tile: int) -> tuple[int, ...]:
+    """The counts of one (rows, tile) pair: six for full query tiles, six for the ragged one, the longest strip.
+
+    Remembered, because a search asks for the same pairs in every family.
+    """
     import numpy as np
+
+    live = live_keys(problem.mask if problem.skips_hidden else None, problem.keys)
+    edge = live_keys(problem.mask, problem.keys)
 
     start = np.arange(0, problem.queries, rows, dtype=np.int64)
     last = np.minimum(start + rows, problem.queries) - 1
@@ -124,11 +143,11 @@ def _count(problem: AttentionProblem, live: LiveKeys, edge: LiveKeys, rows: int,
     table = [visits_full, visits_ragged, masked - masked_ragged, masked_ragged, trips > 0, strip]
     full_rows = last - start + 1 == rows
     sums = [int(column[kind].sum()) for kind in (full_rows, ~full_rows) for column in table]
-    return [*sums, max(1, int(strip.max()))]
+    return (*sums, max(1, int(strip.max())))
 
 
 def _edges(
-    problem: AttentionProblem, edge: LiveKeys, at: dict[str, Ints], lower: Ints, upper: Ints, tile: int
+    problem: _Question, edge: LiveKeys, at: dict[str, Ints], lower: Ints, upper: Ints, tile: int
 ) -> tuple[Ints, Ints]:
     """For each query tile: how many visited key tiles are masked, and whether the ragged one is among them."""
     import numpy as np

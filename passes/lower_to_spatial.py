@@ -21,7 +21,7 @@ permits); addresses are given later, by `allocate-buffers`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from typing_extensions import override
@@ -33,12 +33,13 @@ from xdsl.passes import ModulePass
 
 from flatc.dialects.accelerator import Accelerator, accelerator_of
 from flatc.dialects.diagnostics import FlatcError, position_of
-from flatc.dialects.flat import FusedOp
+from flatc.dialects.flat import FusedOp, MappingAttr
+from flatc.dialects.mapping import Mapping
 from flatc.dialects.spatial import KernelOp, OffchipOp, ScheduleOp, TensorRefType, ViewOp
 from flatc.dialects.spatial import ReturnOp as ScheduleReturnOp
 from flatc.passes.kernel_schedule import ElementTypes, KernelSchedule, Tensors
 from flatc.passes.legal_mapping import check_mapping
-from flatc.passes.problem import Kernel, match_kernel
+from flatc.passes.problem import AttentionProblem, Kernel, match_kernel
 
 
 @dataclass(frozen=True)
@@ -125,12 +126,8 @@ class _Lowering:
             scores=self._heads(kernel.scores, inputs, kernel),
             result=self._split(result, kernel),
         )
-        scale = kernel.logit.scale.value.data if kernel.logit is not None else None
-        ops = KernelSchedule(kernel.problem, mapping, _element_types(kernel), tensors, scale).build()
-        op = KernelOp(fused.kernel.data, Region(Block(ops)), fused.strategy, fused.mapping)
-        op.location = fused.location
-        for inner in op.walk():
-            inner.location = fused.location
+        op = build_kernel(fused, mapping, kernel, tensors)
+        op.strategy = fused.strategy
         self.block.add_op(op)
 
     def _offchip(self, value: SSAValue) -> SSAValue:
@@ -154,6 +151,53 @@ class _Lowering:
         view.tensor.name_hint = tensor.name_hint
         self.block.add_op(view)
         return view.tensor
+
+
+def build_kernel(fused: FusedOp, mapping: Mapping, kernel: Kernel, tensors: Tensors) -> KernelOp:
+    """The schedule of one kernel on given tensors."""
+    scale = kernel.logit.scale.value.data if kernel.logit is not None else None
+    ops = KernelSchedule(kernel.problem, mapping, _element_types(kernel), tensors, scale).build()
+    op = KernelOp(fused.kernel.data, Region(Block(ops)), None, MappingAttr(mapping))
+    for inner in op.walk():
+        inner.location = fused.location
+    return op
+
+
+def lower_kernel_alone(fused: FusedOp, mapping: Mapping, problem: AttentionProblem | None = None) -> KernelOp:
+    """The schedule of this kernel only, all its tensors as inputs: for judging a mapping before choosing it.
+
+    `problem` replaces the sizes and the mask of the kernel by others of the same kind.
+    """
+    kernel = match_kernel(fused)
+    kernel = kernel if problem is None else replace(kernel, problem=problem)
+    shapes = tensor_shapes(kernel.problem)
+    values = {"q": kernel.q, "k": kernel.k, "v": kernel.v, "scores": kernel.scores, "result": kernel.result}
+    present = {name: value for name, value in values.items() if value is not None}
+    block = Block(arg_types=[TensorRefType(shapes[name], _element(value)) for name, value in present.items()])
+    arguments: dict[str, SSAValue] = dict(zip(present, block.args, strict=True))
+    tensors = Tensors(
+        arguments.get("q"), arguments.get("k"), arguments.get("v"), arguments.get("scores"), arguments["result"]
+    )
+    op = build_kernel(fused, mapping, kernel, tensors)
+    block.add_ops([op, ScheduleReturnOp([])])
+    ScheduleOp("alone", list(present), [], Region(block))
+    return op
+
+
+def tensor_shapes(problem: AttentionProblem) -> dict[str, tuple[int, ...]]:
+    """Shapes of a kernel's tensors off chip, heads split into (kv head, group)."""
+    p = problem
+    heads = (p.batch, p.kv_heads, p.group)
+    result = (*heads, p.queries, p.d_v if p.has("attend") else p.keys)
+    keyed = (p.batch, p.kv_heads, p.keys)
+    scores = (*heads, p.queries, p.keys)
+    return {
+        "q": (*heads, p.queries, p.d_qk),
+        "k": (*keyed, p.d_qk),
+        "v": (*keyed, p.d_v),
+        "scores": scores,
+        "result": result,
+    }
 
 
 def _reference(type: Attribute) -> TensorRefType:

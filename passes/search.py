@@ -2,7 +2,8 @@
 
 The space is `map_space`; the prices are the closed form's, computed for whole columns at once. The ranking is by
 the objective, ties by the other objectives and then by the order of enumeration, so the same question always
-has the same answer. `Choice` says how many mappings were looked at.
+has the same answer. `Choice` says how many mappings were looked at. The best of every family is kept, so that
+`tile-attention` can simulate a few that differ in kind before it decides.
 """
 
 from __future__ import annotations
@@ -68,19 +69,32 @@ def find_mapping(
     kernel: str = "kernel",
 ) -> Choice:
     """The best mapping of a kernel under a strategy. Raises `FlatcError` if none fits the machine."""
+    return find_mappings(problem, accelerator, strategy, objective, kernel=kernel)[0]
+
+
+def find_mappings(
+    problem: AttentionProblem,
+    accelerator: Accelerator,
+    strategy: str = "auto",
+    objective: Objective = "latency",
+    *,
+    kernel: str = "kernel",
+) -> list[Choice]:
+    """The best mapping of every family that a strategy admits, best first."""
     check_strategy(strategy, objective)
     _check_machine(problem, accelerator, kernel)
-    best: Choice | None = None
+    best: list[Choice] = []
     covered = legal = 0
     for part in _PARTS.get(strategy, (strategy,)):
         for family in families(problem, part):
             found, seen, fitting = _best_of_family(problem, accelerator, part, family, objective)
             covered, legal = covered + seen, legal + fitting
-            if found is not None and (best is None or found.ranking < best.ranking):
-                best = found
-    if best is None:
+            if found is not None:
+                best.append(found)
+    if not best:
         raise _nothing_fits(problem, accelerator, strategy, kernel)
-    return replace(best, covered=covered, legal=legal)
+    best.sort(key=lambda choice: choice.ranking)
+    return [replace(choice, covered=covered, legal=legal) for choice in best]
 
 
 def _check_machine(problem: AttentionProblem, accelerator: Accelerator, kernel: str) -> None:

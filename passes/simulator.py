@@ -49,6 +49,16 @@ def simulate_kernel(kernel: KernelOp, accelerator: Accelerator, *, skip_ahead: b
     return _summary(kernel, simulation)
 
 
+def try_simulate(kernel: KernelOp, accelerator: Accelerator, most_events: int) -> KernelSimulation | None:
+    """As `simulate_kernel`, but gives up, with None, after walking this many events."""
+    simulation = Simulation(CostModel(accelerator))
+    for walked, event in enumerate(walk(kernel, SkipAhead(simulation))):
+        if walked == most_events:
+            return None
+        simulation.execute(event)
+    return _summary(kernel, simulation)
+
+
 def _summary(kernel: KernelOp, simulation: Simulation) -> KernelSimulation:
     model = simulation.model
     work, tensors = Work(), dict[str, tuple[int, int]]()

@@ -5,7 +5,8 @@
     %o = flat.fused "attention" (%a = %q, ...) strategy "online" mapping #flat.mapping<...> { ... }
 
 The pass sees a kernel as a problem (sizes, mask, storage) and the module's accelerator; the search itself is
-`flatc.passes.search` and knows no IR. A given mapping is taken as it is, if it can be scheduled at all.
+`flatc.passes.search`, knows no IR and ranks by closed form. Its best few, one of each family, are then scheduled and
+simulated, and the simulator decides. A given mapping is taken as it is, if it can be scheduled at all.
 
 Options: `strategy` (see `search.STRATEGIES`), `objective` (see `search.OBJECTIVES`), and `mapping`, the text of
 one mapping or of one per kernel (see `mapping_text`).
@@ -13,7 +14,7 @@ one mapping or of one per kernel (see `mapping_text`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from typing_extensions import override
@@ -25,10 +26,13 @@ from flatc.dialects.accelerator import Accelerator, accelerator_of
 from flatc.dialects.diagnostics import FlatcError, did_you_mean, position_of
 from flatc.dialects.flat import FusedOp, MappingAttr
 from flatc.dialects.mapping import Mapping
+from flatc.passes.closed_form import evaluate_mapping
 from flatc.passes.legal_mapping import check_mapping
+from flatc.passes.lower_to_spatial import lower_kernel_alone
 from flatc.passes.mapping_text import parse_mappings
-from flatc.passes.problem import match_kernel
-from flatc.passes.search import Choice, Objective, check_strategy, find_mapping
+from flatc.passes.problem import AttentionProblem, match_kernel
+from flatc.passes.search import OBJECTIVES, Choice, Objective, check_strategy, find_mappings
+from flatc.passes.simulator import try_simulate
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,69 @@ def _attach_best(kernel: FusedOp, accelerator: Accelerator, strategy: str, objec
             position=position_of(kernel),
             help='run fuse-attention{groups="logit","mask+softmax","attend"} before',
         )
-    choice = find_mapping(problem, accelerator, strategy if whole else "unfused", objective, kernel=kernel.kernel.data)
+    name = strategy if whole else "unfused"
+    choices = find_mappings(problem, accelerator, name, objective, kernel=kernel.kernel.data)
+    choice = _simulated_best(kernel, choices, accelerator, objective)
     kernel.mapping, kernel.strategy = MappingAttr(choice.mapping), StringAttr(choice.strategy)
     return choice
+
+
+MOST_SIMULATED = 6
+MOST_EVENTS = 12_000
+"""Families that are judged before deciding, and events walked for each before judging it on a shorter problem."""
+
+
+def _simulated_best(kernel: FusedOp, choices: list[Choice], accelerator: Accelerator, objective: Objective) -> Choice:
+    """The best of the choices by simulated latency.
+
+    The closed form never lies above the simulator, so a choice whose closed form is above the best simulated
+    latency cannot win and is not simulated.
+    """
+    best: tuple[tuple[float, ...], Choice] | None = None
+    for choice in choices[:MOST_SIMULATED]:
+        if best is not None and choice.ranking[0] >= best[0][0]:
+            break
+        ranking = _with_latency(choice.ranking, objective, _judged_cycles(kernel, choice.mapping, accelerator))
+        if best is None or ranking < best[0]:
+            best = ranking, choice
+    assert best is not None
+    return best[1]
+
+
+def _judged_cycles(kernel: FusedOp, mapping: Mapping, accelerator: Accelerator) -> float:
+    """Simulated latency; where that takes too long, the closed form scaled by how far it is off when shortened."""
+    found = try_simulate(lower_kernel_alone(kernel, mapping), accelerator, MOST_EVENTS)
+    if found is not None:
+        return float(found.latency_cycles)
+    problem = match_kernel(kernel).problem
+    whole = float(evaluate_mapping(problem, accelerator, mapping).latency_cycles[0])
+    short = _shortened(problem, mapping)
+    simulated = try_simulate(lower_kernel_alone(kernel, mapping, short), accelerator, MOST_EVENTS)
+    if simulated is None:
+        return whole
+    return (
+        whole * float(simulated.latency_cycles) / float(evaluate_mapping(short, accelerator, mapping).latency_cycles[0])
+    )
+
+
+def _shortened(problem: AttentionProblem, mapping: Mapping) -> AttentionProblem:
+    """A problem of the same kind with few tiles of each dimension and no mask, which repeats itself soon."""
+    tiles = mapping.tiles
+    return replace(
+        problem,
+        batch=min(problem.batch, 2 * tiles.batch),
+        kv_heads=min(problem.kv_heads, 2 * tiles.kv_head),
+        group=min(problem.group, 2 * tiles.group),
+        queries=min(problem.queries, 12 * tiles.query),
+        keys=min(problem.keys, 24 * tiles.key),
+        mask=None,
+    )
+
+
+def _with_latency(ranking: tuple[float, ...], objective: Objective, cycles: float) -> tuple[float, ...]:
+    """A ranking (objective, then the others in order, then footprint) with another latency."""
+    order = [objective, *(other for other in OBJECTIVES if other != objective)]
+    found = dict(zip(order, ranking, strict=False))
+    found["edp"] *= cycles / found["latency"]
+    found["latency"] = cycles
+    return (*(found[name] for name in order), *ranking[len(order) :])
