@@ -2,7 +2,7 @@
 
 Without a mask every query tile visits every key tile. A mask makes the number vary from row to row; what the
 costs need is only how often each kind of (query tile, key tile) pair occurs, full or ragged, and on how many
-of them the mask's edge lies. The bounds come from `kernel_schedule.live_keys`, the same expressions that become
+of them the mask's edge lies. The bounds come from `live_keys`, the same expressions that become
 loop bounds, so that counting and executing cannot disagree.
 """
 
@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from flatc.dialects.masks import Mask
-from flatc.passes.kernel_schedule import LiveKeys, live_keys
+from flatc.passes.live_keys import LiveKeys, live_keys
 from flatc.passes.problem import AttentionProblem
 
 if TYPE_CHECKING:

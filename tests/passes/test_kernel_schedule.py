@@ -17,7 +17,7 @@ from flatc.builder import MaskExpr, causal, chunk, first, prefix, window
 from flatc.dialects.mapping import Tiles
 from flatc.dialects.masks import Causal, Chunk, FirstN, Mask, Window, allows
 from flatc.dialects.spatial import ForOp, TimedOp, VectorOp
-from flatc.passes.kernel_schedule import live_keys
+from flatc.passes.live_keys import live_keys
 from flatc.passes.program_order import walk
 from tests.kernels import UNFUSED, Choice, Shape, attention, kernels_of, lower, simulated_bytes
 
