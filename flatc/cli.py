@@ -1,0 +1,281 @@
+"""The command line: `flatc compile | run | report | accelerators`.
+
+    flatc compile examples/bert_base.flat --accelerator edge --bind S=4096 -o out
+    flatc run examples/bert_base.flat --bind B=1,S=128
+    flatc report out/schedule.mlir
+    flatc accelerators edge
+
+A user's mistake prints one message on standard error and gives exit status 1; then nothing is written. What a command
+needs is imported when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from typing_extensions import override
+
+from flatc.dialects.diagnostics import FlatcError, did_you_mean
+
+if TYPE_CHECKING:
+    from flatc.compiler import Compilation
+
+DESCRIPTION = "Compile attention for spatial accelerators: fuse, tile, schedule, execute, and explain the cost."
+
+EXAMPLES = """\
+examples:
+  flatc compile examples/bert_base.flat --accelerator edge
+  flatc compile examples/llama3_8b_gqa.flat --accelerator cloud --phase decode --json
+  flatc compile examples/bert_base.flat --accelerator edge --bind S=4096,B=1 -o out
+  flatc compile examples/bert_base.flat --accelerator edge --mapping out/mapping.txt
+  flatc run examples/bert_base.flat --accelerator edge --bind B=1,S=128
+  flatc report out/schedule.mlir
+  flatc accelerators
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Arguments whose errors are `FlatcError`s: one message, a suggestion, exit status 1."""
+
+    @override
+    def error(self, message: str) -> NoReturn:
+        raise FlatcError(message, help=_suggestion(message) or f"see '{self.prog} --help'")
+
+
+def _suggestion(message: str) -> str | None:
+    """The command that was probably meant."""
+    if "invalid choice: '" not in message:
+        return None
+    word, _, choices = message.partition("invalid choice: '")[2].partition("'")
+    return did_you_mean(word, choices.replace("'", " ").replace(",", " ").strip(" ()").split())
+
+
+# --- Arguments ------------------------------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    top = _Parser(
+        prog="flatc",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    top.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add(commands, "compile", compile_command, "compile a graph and report what it costs", _compile_arguments)
+    _add(commands, "run", run_command, "execute the schedule in NumPy, compare with float64 attention", _run_arguments)
+    _add(commands, "report", report_command, "report a schedule file, or a graph", _report_arguments)
+    _add(commands, "accelerators", accelerators_command, "list the accelerators, or print one", _accelerator_arguments)
+    return top
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    @override
+    def __call__(self, parser: argparse.ArgumentParser, *rest: Any) -> None:
+        from importlib.metadata import version
+
+        print(f"flatc {version('flatc')}")
+        parser.exit()
+
+
+def _add(
+    commands: Any,
+    name: str,
+    function: Callable[[argparse.Namespace], int],
+    help: str,
+    arguments: Callable[[argparse.ArgumentParser], None],
+) -> None:
+    examples = "\n".join(["examples:", *(line for line in EXAMPLES.splitlines() if f"  flatc {name}" in line)])
+    command = commands.add_parser(
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    arguments(command)
+    command.set_defaults(function=function)
+
+
+def _graph_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("graph", metavar="GRAPH", help="a .flat graph, or an .mlir module of any level")
+    command.add_argument(
+        "--accelerator",
+        metavar="NAME|FILE",
+        help="an accelerator by name (see 'flatc accelerators') or a YAML file; default: the module's own, or edge",
+    )
+    command.add_argument(
+        "--strategy",
+        default="auto",
+        metavar="NAME",
+        help="unfused, flat-m, flat-b, flat-h, flat-r, flat (the best of these), online, or auto (all, the default)",
+    )
+    command.add_argument(
+        "--objective", default="latency", metavar="NAME", help="latency (the default), energy, edp or offchip"
+    )
+    command.add_argument("--mapping", metavar="FILE", help="take the mappings of this file instead of searching")
+    command.add_argument("--bind", metavar="DIM=N,...", action="append", default=[], help="rebind dims of the graph")
+    command.add_argument("--phase", metavar="NAME", help="the phase of the graph to compile")
+
+
+def _simulate_argument(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--simulate",
+        default="auto",
+        metavar="WHEN",
+        help="auto: simulate where that is quick, else use the closed form (the default); always; never",
+    )
+
+
+def _compile_arguments(command: argparse.ArgumentParser) -> None:
+    _graph_arguments(command)
+    _simulate_argument(command)
+    command.add_argument("--json", action="store_true", help="print the report as JSON, and nothing else")
+    command.add_argument(
+        "-o", "--output", metavar="DIR", help="write schedule.mlir, mapping.txt, report.txt and report.json there"
+    )
+
+
+def _report_arguments(command: argparse.ArgumentParser) -> None:
+    _graph_arguments(command)
+    _simulate_argument(command)
+    command.add_argument("--json", action="store_true", help="print the report as JSON, and nothing else")
+
+
+def _run_arguments(command: argparse.ArgumentParser) -> None:
+    _graph_arguments(command)
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the inputs (default 0)")
+
+
+def _accelerator_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("name", nargs="?", metavar="NAME|FILE", help="print this accelerator as a file")
+
+
+def bindings(texts: Sequence[str]) -> dict[str, int]:
+    """`["S=4096,B=1"]` as `{"S": 4096, "B": 1}`."""
+    found: dict[str, int] = {}
+    for part in ",".join(texts).split(",") if texts else ():
+        name, equals, value = (word.strip() for word in part.partition("="))
+        if not name or not equals:
+            raise FlatcError(f"--bind: '{part.strip()}' is no binding", help="write --bind S=4096,B=1")
+        if not value.isascii() or not value.isdigit():
+            raise FlatcError(f"--bind: {name} must be a whole number, got '{value}'", help=f"write --bind {name}=128")
+        if name in found:
+            raise FlatcError(f"--bind: {name} is bound twice")
+        if len(value) > 18:
+            raise FlatcError(f"--bind: {name}={value[:18]}... is absurdly large")
+        found[name] = int(value)
+    return found
+
+
+# --- Commands -------------------------------------------------------------------------------------------------
+
+
+def _compiled(arguments: argparse.Namespace, simulate: str) -> Compilation:
+    from pathlib import Path
+
+    from flatc.compiler import compile
+
+    return compile(
+        Path(arguments.graph),
+        arguments.accelerator,
+        strategy=arguments.strategy,
+        objective=arguments.objective,
+        mapping=None if arguments.mapping is None else Path(arguments.mapping),
+        bindings=bindings(arguments.bind),
+        phase=arguments.phase,
+        simulate=simulate,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def compile_command(arguments: argparse.Namespace) -> int:
+    """`flatc compile`: the report on standard output, files in a folder if asked for."""
+    result = _compiled(arguments, arguments.simulate)
+    if arguments.output is not None:
+        from flatc.output import write_compilation
+
+        write_compilation(result, arguments.output)
+    _print_report(result, as_json=arguments.json)
+    if not arguments.json:
+        for name, choice in result.search.items():
+            looked = f"{choice.covered:,} mappings covered, {choice.legal:,} fit the machine"
+            print(f"search: kernel {name}: {looked}", file=sys.stderr)
+    return 0
+
+
+def report_command(arguments: argparse.Namespace) -> int:
+    """`flatc report`: the report of a schedule file, or of a graph compiled on the way."""
+    _print_report(_compiled(arguments, arguments.simulate), as_json=arguments.json)
+    return 0
+
+
+def _print_report(result: Compilation, *, as_json: bool) -> None:
+    from flatc.report import to_json, to_text
+
+    sys.stdout.write(to_json(result.report) if as_json else to_text(result.report))
+
+
+def run_command(arguments: argparse.Namespace) -> int:
+    """`flatc run`: compile, execute, compare; exit status 1 if the numbers differ."""
+    compilation = _compiled(arguments, "never")
+    result = compilation.run(seed=arguments.seed)
+    report = compilation.report
+    print(f"{report.graph} on {report.accelerator.name}, strategy {report.strategy}, seed {arguments.seed}")
+    for name, output in result.outputs.items():
+        print(f"  {name}: {output.dtype}[{', '.join(map(str, output.shape))}]")
+    for name, (read, written) in result.offchip_bytes.items():
+        print(f"  {name}: {read:,} B read, {written:,} B written off chip")
+    relation = "within" if result.passed else "beyond"
+    print(f"  largest error {result.max_abs_error:.3g}, {relation} the tolerance {result.tolerance:.3g}")
+    print("matches float64 attention" if result.passed else "DIFFERS from float64 attention")
+    return 0 if result.passed else 1
+
+
+def accelerators_command(arguments: argparse.Namespace) -> int:
+    """`flatc accelerators`: the library, or one machine as a file to start one's own from."""
+    from flatc.accelerators import describe, load, names
+
+    if arguments.name is not None:
+        sys.stdout.write(describe(load(arguments.name)))
+        return 0
+    width = max(map(len, names()))
+    for name in names():
+        print(f"{name:{width}}  {load(name).description}")
+    return 0
+
+
+# --- The command ----------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; gives its exit status."""
+    try:
+        chosen = parser().parse_args(arguments)
+        status = int(chosen.function(chosen))
+        sys.stdout.flush()
+    except FlatcError as error:
+        print(error.render(), file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except MemoryError:
+        print(FlatcError("out of memory", help="bind smaller dims").render(), file=sys.stderr)
+        return 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,222 @@
+"""From a graph to an executed and priced schedule: what `flatc.compile` does, step by step.
+
+    result = compile("examples/bert_base.flat", "edge", bindings={"B": 1, "S": 128})
+    print(to_text(result.report))
+    result.run().passed                      # True: executed in NumPy and compared with float64 attention
+    str(result.schedule)                     # MLIR; `compile` reads it back
+
+A graph is a path (`.flat`, `.mlir`), `.flat` text (a string of several lines), a `flatc.builder.Graph`, or a module.
+The steps are those of `flatc-opt`, one pass each, verified in between:
+
+    fuse-attention -> tile-attention -> lower-to-spatial -> allocate-buffers -> report
+
+A module may enter at any level. Fused kernels that all have mappings keep them, a schedule is only verified and priced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xdsl.context import Context
+from xdsl.dialects.builtin import ModuleOp, StringAttr
+from xdsl.passes import ModulePass
+from xdsl.utils.exceptions import VerifyException
+
+from flatc.dialects import mapping as maps
+from flatc.dialects.accelerator import MODULE_ATTRIBUTE, Accelerator, attach_accelerator
+from flatc.dialects.diagnostics import FlatcError, did_you_mean, position_of
+from flatc.dialects.flat import FusedOp
+from flatc.dialects.spatial import ScheduleOp
+from flatc.passes.kernel_costs import SIMULATE, Simulate
+from flatc.passes.mapping_text import format_mappings, parse_mappings
+from flatc.passes.search import Choice, Objective, check_strategy
+from flatc.report.build import build_report
+from flatc.report.model import Report
+
+if TYPE_CHECKING:
+    from flatc.builder import Graph
+    from flatc.execution import RunResult
+
+UNFUSED_GROUPS = ("logit", "mask+softmax", "attend")
+DEFAULT_ACCELERATOR = "edge"
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """A compiled graph. `graph` is None where a schedule was given; `search` tells by kernel what was looked at."""
+
+    graph: ModuleOp | None
+    schedule: ModuleOp
+    report: Report
+    search: Mapping[str, Choice] = field(default_factory=dict[str, Choice])
+
+    @property
+    def mappings(self) -> dict[str, maps.Mapping]:
+        """The mapping of each kernel, by name."""
+        return {kernel.name: kernel.mapping for kernel in self.report.kernels if kernel.mapping is not None}
+
+    @property
+    def mapping_text(self) -> str:
+        """The mappings as a file that `compile(..., mapping=)` and `--mapping` take."""
+        return format_mappings(self.mappings)
+
+    def run(self, inputs: Mapping[str, Any] | None = None, seed: int = 0) -> RunResult:
+        """Executes the schedule in NumPy and compares it with attention in float64; inputs are seeded unless given."""
+        from flatc.execution import run
+
+        return run(self.schedule, self.graph, inputs, seed)
+
+
+def compile(
+    graph: str | PathLike[str] | Graph | ModuleOp,
+    accelerator: str | PathLike[str] | Accelerator | None = None,
+    *,
+    strategy: str = "auto",
+    objective: Objective = "latency",
+    mapping: str | PathLike[str] | maps.Mapping | Mapping[str, maps.Mapping] | None = None,
+    bindings: Mapping[str, int] | None = None,
+    phase: str | None = None,
+    simulate: Simulate = "auto",
+) -> Compilation:
+    """Compiles a graph for an accelerator: a name, a YAML file or a record; without one, the module's own or edge.
+
+    `mapping` replaces the search: the text of mappings, a file of them, one mapping, or one for each kernel.
+    `simulate` says when latency is simulated rather than priced (see `flatc.passes.kernel_costs`).
+    Raises `FlatcError` for everything that a user can get wrong.
+    """
+    check_strategy(strategy, objective)
+    _check_simulate(simulate)
+    given = _mappings(mapping)
+    source = load_module(graph, bindings, phase)
+    module = source.clone()
+    _attach(module, accelerator)
+    verify(module)
+    if any(isinstance(op, ScheduleOp) for op in module.ops):
+        if given is not None:
+            raise FlatcError("a mapping was given for a schedule", help="a schedule already has its mappings")
+        return Compilation(None, module, build_report(module, simulate))
+    search = _tile(module, strategy, objective, given)
+    lower(module)
+    return Compilation(source, module, build_report(module, simulate), search)
+
+
+def _check_simulate(simulate: str) -> None:
+    if simulate not in SIMULATE:
+        help = did_you_mean(simulate, SIMULATE) or f"choose one of {', '.join(SIMULATE)}"
+        raise FlatcError(f"unknown way to simulate '{simulate}'", help=help)
+
+
+# --- What comes in --------------------------------------------------------------------------------------------
+
+
+def load_module(
+    graph: str | PathLike[str] | Graph | ModuleOp, bindings: Mapping[str, int] | None = None, phase: str | None = None
+) -> ModuleOp:
+    """The module of a graph in any of the forms that `compile` takes."""
+    from flatc.frontend import load_graph, parse_flat
+
+    if isinstance(graph, str) and "\n" in graph:
+        return parse_flat(graph, "<graph>", bindings=bindings, phase=phase)
+    if isinstance(graph, str | PathLike):
+        return load_graph(graph, bindings=bindings, phase=phase)
+    if bindings or phase:
+        raise FlatcError("bindings and phases belong to .flat graphs", help="build the graph with the sizes you want")
+    return graph if isinstance(graph, ModuleOp) else graph.module()
+
+
+def _attach(module: ModuleOp, accelerator: str | PathLike[str] | Accelerator | None) -> None:
+    if accelerator is None:
+        if MODULE_ATTRIBUTE in module.attributes:
+            return
+        accelerator = DEFAULT_ACCELERATOR
+    if not isinstance(accelerator, Accelerator):
+        from flatc.accelerators import load
+
+        accelerator = load(str(accelerator))
+    attach_accelerator(module, accelerator)
+
+
+def _mappings(
+    mapping: str | PathLike[str] | maps.Mapping | Mapping[str, maps.Mapping] | None,
+) -> Mapping[str, maps.Mapping] | None:
+    """Given mappings by kernel name; the empty name stands for every kernel."""
+    if mapping is None:
+        return None
+    if isinstance(mapping, maps.Mapping):
+        return {"": mapping}
+    if isinstance(mapping, str) and "#flat.mapping" in mapping:
+        return parse_mappings(mapping)
+    if isinstance(mapping, str | PathLike):
+        from flatc.frontend import read_text
+
+        return parse_mappings(read_text(str(mapping)), Path(mapping).as_posix())
+    return mapping
+
+
+# --- The pipeline ---------------------------------------------------------------------------------------------
+
+
+def _tile(
+    module: ModuleOp, strategy: str, objective: Objective, given: Mapping[str, maps.Mapping] | None
+) -> Mapping[str, Choice]:
+    """Fuses, and gives every kernel a mapping; what the search looked at."""
+    from flatc.passes.fuse_attention import WHOLE, FuseAttentionPass
+    from flatc.passes.tile_attention import tile_module
+
+    if given is not None and _names_parts(given):
+        strategy = "unfused"
+    apply(FuseAttentionPass(UNFUSED_GROUPS if strategy == "unfused" else (WHOLE,)), module)
+    kernels = [op for op in module.walk() if isinstance(op, FusedOp)]
+    if not kernels:
+        raise FlatcError("the graph has no attention", help="flatc compiles graphs with attention(q, k, v)")
+    if given is None and all(kernel.mapping is not None for kernel in kernels):
+        return {}
+    text = None if given is None else format_mappings(given)
+    choices = tile_module(module, strategy, objective, text).choices
+    for kernel in kernels:
+        kernel.strategy = StringAttr(strategy)
+    verify(module)
+    return choices
+
+
+def _names_parts(given: Mapping[str, maps.Mapping]) -> bool:
+    """Whether mappings are for the kernels of an unfused attention: one at least has no whole attention to do."""
+    return any(mapping.softmax.algorithm == "none" for mapping in given.values())
+
+
+def lower(module: ModuleOp) -> None:
+    """Lowers kernels that have mappings to a schedule with addresses, in place."""
+    from flatc.passes.allocate_buffers import AllocateBuffersPass
+    from flatc.passes.lower_to_spatial import LowerToSpatialPass
+
+    apply(LowerToSpatialPass(), module)
+    apply(AllocateBuffersPass(), module)
+
+
+def apply(step: ModulePass, module: ModuleOp) -> None:
+    """Applies a pass and verifies what it made."""
+    step.apply(Context(), module)
+    verify(module)
+
+
+def verify(module: ModuleOp) -> None:
+    """Verifies a module; the error is about the operation at fault, without the rest of the module."""
+    try:
+        module.verify()
+    except (VerifyException, FlatcError) as error:
+        raise _blame(module, error) from error
+
+
+def _blame(module: ModuleOp, error: Exception) -> FlatcError:
+    for op in module.walk():
+        try:
+            op.verify(verify_nested_ops=False)
+        except FlatcError as found:
+            return found
+        except VerifyException as found:
+            return FlatcError(f"{op.name}: {found}", position=position_of(op))
+    return FlatcError(str(error).split("\n")[0])

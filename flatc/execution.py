@@ -1,0 +1,179 @@
+"""Executing a schedule in NumPy and comparing it with attention in float64: what `flatc run` does.
+
+    result = run(schedule, graph)
+    result.passed, result.max_abs_error, result.tolerance
+
+The reference is the graph itself with nothing rounded below float64; for a schedule without its graph, attention
+by its definition on the schedule's inputs. The tolerance follows from the types in use, for reference values of at
+most M, sums of n terms, and `eps` the distance from 1 to the next number of a type:
+
+    M * (2 * eps(stored) + (2 + sqrt(n)) * eps(accumulated))
+
+where probabilities and outputs are stored and scores, sums and outputs are accumulated. In float64 that is about
+1e-14, with bf16 storage and float32 accumulation about 2 % of M.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from xdsl.dialects.builtin import DictionaryAttr, IntegerAttr, ModuleOp
+from xdsl.dialects.func import FuncOp
+from xdsl.ir import Attribute, SSAValue
+
+from flatc.dialects.diagnostics import FlatcError
+from flatc.dialects.masks import allows
+from flatc.dialects.spatial import BufferType, KernelOp, MatmulOp, ScheduleOp, StoreOp, VectorOp, timed_ops
+from flatc.interpreter import random_inputs, run_module, run_schedule
+from flatc.interpreter.dtypes import Array, numpy_dtype
+from flatc.interpreter.engine import result_names
+from flatc.interpreter.reference import attention
+from flatc.passes.kernel_costs import count_events
+from flatc.passes.schedule_problem import Attention, attentions
+from flatc.report.build import schedule_of
+
+MOST_MACS = 2_000_000_000
+"""Larger attentions are not executed: their reference takes minutes and gigabytes."""
+MOST_RUN_EVENTS = 500_000
+"""Schedules with more operations are not executed: each takes some tens of microseconds."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Outputs by name, the float64 reference, and how far apart they are. `offchip_bytes` are (read, written)."""
+
+    outputs: Mapping[str, Array]
+    reference: Mapping[str, Array]
+    max_abs_error: float
+    tolerance: float
+    offchip_bytes: Mapping[str, tuple[int, int]]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the outputs are the reference's, up to rounding; an output that is not a number is not."""
+        return self.max_abs_error <= self.tolerance
+
+
+def run(module: ModuleOp, graph: ModuleOp | None, inputs: Mapping[str, Any] | None = None, seed: int = 0) -> RunResult:
+    """Runs a schedule on inputs, or on seeded ones, and compares."""
+    schedule = schedule_of(module)
+    found = attentions(schedule)
+    _check_size(schedule, found, graph)
+    arrays = dict(inputs) if inputs is not None else random_inputs(module, seed)
+    done = run_schedule(module, arrays)
+    outputs = dict(zip(result_names(schedule), done.outputs, strict=True))
+    reference = _reference(schedule, found, graph, arrays)
+    largest = max((float(np.max(np.abs(value), initial=0.0)) for value in reference.values()), default=0.0)
+    return RunResult(
+        outputs=outputs,
+        reference=reference,
+        max_abs_error=max((_distance(outputs[name], reference[name]) for name in reference), default=0.0),
+        tolerance=relative_tolerance(schedule, found) * largest,
+        offchip_bytes=done.offchip_bytes,
+    )
+
+
+def _distance(output: Array, reference: Array) -> float:
+    if not reference.size:
+        return 0.0
+    apart = np.abs(output.astype(np.float64) - reference)
+    return float(np.max(np.where(np.isnan(apart), np.inf, apart)))
+
+
+# --- How large, how exact -------------------------------------------------------------------------------------
+
+
+def _check_size(schedule: ScheduleOp, found: Iterable[Attention] | None, graph: ModuleOp | None) -> None:
+    macs = sum(p.heads * p.queries * p.keys * (p.d_qk + p.d_v) for p in (a.problem for a in found or ()))
+    events = sum(map(count_events, schedule.kernels()))
+    if macs <= MOST_MACS and events <= MOST_RUN_EVENTS:
+        return
+    size = f"{macs:,} multiply-accumulates in {events:,} operations"
+    limit = f"{MOST_MACS:,} and {MOST_RUN_EVENTS:,}"
+    raise FlatcError(
+        f"executing this schedule would take too long: {size}, and the limits are {limit}",
+        notes=_dims(graph),
+        help="bind smaller dims, for instance --bind B=1,S=128, or compile only; costs need no execution",
+    )
+
+
+def _dims(graph: ModuleOp | None) -> list[str]:
+    """The dims that the user may bind."""
+    functions = [op for op in graph.ops if isinstance(op, FuncOp)] if graph is not None else []
+    dims = functions[0].attributes.get("flat.dims") if functions else None
+    if not isinstance(dims, DictionaryAttr):
+        return []
+    sizes = [f"{n} = {cast(IntegerAttr[Any], value).value.data}" for n, value in dims.data.items()]
+    return [f"the graph has {', '.join(sizes)}"] if sizes else []
+
+
+def relative_tolerance(schedule: ScheduleOp, found: Iterable[Attention] | None) -> float:
+    """The tolerance for reference values of at most 1 (see the module docstring); errors of a chain add up."""
+    stored, accumulated = 0.0, 0.0
+    for kernel in schedule.kernels():
+        for element, sums in _element_types(kernel):
+            epsilon = _epsilon(element)
+            stored, accumulated = (stored, max(accumulated, epsilon)) if sums else (max(stored, epsilon), accumulated)
+    problems = [attention.problem for attention in found or ()]
+    terms = max((problem.keys + problem.d_qk for problem in problems), default=4096)
+    return max(1, len(problems)) * (2 * stored + (2 + math.sqrt(terms)) * accumulated)
+
+
+def _element_types(kernel: KernelOp) -> Iterable[tuple[Attribute, bool]]:
+    """Element types that values are rounded to, and whether sums are."""
+    for op in timed_ops(kernel):
+        if isinstance(op, MatmulOp):
+            yield _element(op.writes[0]), True
+        elif isinstance(op, VectorOp) and op.kind.data == "exp":
+            yield _element(op.writes[0]), False
+            yield from ((_element(value), True) for value in op.writes[1:])
+        elif isinstance(op, StoreOp):
+            yield op.tensor_type.element_type, False
+
+
+def _element(value: SSAValue) -> Attribute:
+    return cast(BufferType, value.type).element_type
+
+
+def _epsilon(element: Attribute) -> float:
+    import ml_dtypes
+
+    return float(cast(Any, ml_dtypes).finfo(numpy_dtype(element)).eps)
+
+
+# --- The reference --------------------------------------------------------------------------------------------
+
+
+def _reference(
+    schedule: ScheduleOp, found: list[Attention] | None, graph: ModuleOp | None, inputs: Mapping[str, Array]
+) -> dict[str, Array]:
+    """The outputs in float64, by name."""
+    names = result_names(schedule)
+    if graph is not None:
+        return dict(zip(names, run_module(graph, inputs, exact=True), strict=True))
+    values: dict[str, Array] = dict(inputs)
+    for part in found or ():
+        if part.problem.stages[0] != "logit" or not {"softmax", "attend"} <= set(part.problem.stages):
+            found = None
+            break
+        values[part.tensors["result"]] = _attention(part, values)
+    if found is None or any(name not in values for name in names):
+        raise FlatcError(
+            "there is nothing to compare this schedule with: it is not whole attention",
+            help="run the graph that it was compiled from",
+        )
+    return {name: values[name] for name in names}
+
+
+def _attention(part: Attention, values: Mapping[str, Array]) -> Array:
+    problem = part.problem
+    q, k, v = (values[part.tensors[role]] for role in ("q", "k", "v"))
+    keep = None
+    if problem.mask is not None:
+        rows, keys = np.arange(problem.queries), np.arange(problem.keys)
+        keep = np.broadcast_to(allows(problem.mask, rows[:, None], keys[None, :]), (len(rows), len(keys)))
+    return attention(q, k, v, keep=keep, scale=part.scale)
