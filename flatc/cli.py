@@ -265,8 +265,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FlatcError as error:
         print(error.render(), file=sys.stderr)
         return 1
-    except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has nowhere to go
+        if not isinstance(error, BrokenPipeError):  # the reader of a pipe has seen enough
+            print(FlatcError(f"cannot write: {error.strerror or error}").render(), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
