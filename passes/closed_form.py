@@ -177,7 +177,7 @@ def peak_buffer_bytes(problem: AttentionProblem, structure: Structure, columns: 
     width = geometry.width if s.algorithm == "rows" else c.key
     total = total + c.score_slots * rows * width * p.score_bytes * passes
     if p.converts_probabilities:
-        total = total + c.score_slots * rows * width * p.probability_bytes * passes
+        total = total + c.score_slots * rows * width * p.probability_bytes
     if p.has("softmax"):
         total = total + rows * p.score_bytes * _statistic_slots(s.algorithm, c)
     if p.has("attend"):
@@ -297,16 +297,22 @@ class _Counter:
         for key, k_extent in enumerate(g.k_extents):
             times = count * g.visits[query][key]
             self._vector("row_max_online", times, rows, k_extent, reads=score, row_reads=score, row_writes=2 * score)
-            self._exp("exp_sum_online", times, rows, k_extent, row_reads=3, row_writes=1)
-            if self.structure.algorithm == "streamed":
-                self._exp("exp", times, rows, k_extent, row_reads=1, row_writes=0)
-                self._vector("divide", times, rows, k_extent, reads=out, writes=out, row_reads=score)
+            streamed = self.structure.algorithm == "streamed"
+            self._exp("exp_sum_online", times, rows, k_extent, row_reads=3, row_writes=1, final=not streamed)
+            if streamed:
+                self._exp("exp", times, rows, k_extent, row_reads=1, row_writes=0, final=False)
+                converts = p.converts_probabilities
+                self._vector(
+                    "divide", times, rows, k_extent, reads=score, writes=out, row_reads=score, converts=converts
+                )
         if self.structure.algorithm == "online":
             times = count * (sum(g.visits[query]) - g.nonempty[query])
             acc = p.accumulator_bytes
             self._vector("rescale", times, rows, p.d_v, reads=acc, writes=acc, row_reads=score)
 
-    def _exp(self, kind: str, times: Any, rows: Any, width: Any, *, row_reads: int, row_writes: int) -> None:
+    def _exp(
+        self, kind: str, times: Any, rows: Any, width: Any, *, row_reads: int, row_writes: int, final: bool
+    ) -> None:
         p = self.problem
         self._vector(
             kind,
@@ -314,10 +320,10 @@ class _Counter:
             rows,
             width,
             reads=p.score_bytes,
-            writes=p.probability_bytes,
+            writes=p.probability_bytes if final else p.score_bytes,
             row_reads=row_reads * p.score_bytes,
             row_writes=row_writes * p.score_bytes,
-            converts=p.converts_probabilities,
+            converts=final and p.converts_probabilities,
         )
 
     def _softmax_rows(self, count: Any, query: int, rows: Any) -> None:
@@ -328,6 +334,7 @@ class _Counter:
         width = g.strip_keys[query] if g.constant_width is None else g.constant_width
         times = count if g.constant_width is None else tiles
         self._strip("row_max", times, tiles, rows, width, reads=score, row_reads=score, row_writes=score)
+        early, converts = self.structure.divide == "early", p.converts_probabilities
         self._strip(
             "exp_sum",
             times,
@@ -335,13 +342,15 @@ class _Counter:
             rows,
             width,
             reads=score,
-            writes=out,
+            writes=score if early else out,
             row_reads=2 * score,
             row_writes=score,
-            converts=p.converts_probabilities,
+            converts=converts and not early,
         )
-        if self.structure.divide == "early":
-            self._strip("divide", times, tiles, rows, width, reads=out, writes=out, row_reads=score)
+        if early:
+            self._strip(
+                "divide", times, tiles, rows, width, reads=score, writes=out, row_reads=score, converts=converts
+            )
 
     def _strip(self, kind: str, times: Any, tiles: Any, rows: Any, width: Any, **bytes: Any) -> None:
         self._vector(kind, times, rows, width, rounded=self.geometry.constant_width is not None, tiles=tiles, **bytes)

@@ -82,8 +82,8 @@ class QueryTile:
         def use(carried: SSAValue) -> SSAValue:
             scores, ready = self._source(None, 0, 0)
             ready = self._mask(scores, ready, 0)
-            probabilities, ready = self._exp(scores, [ready, measured], 0, total=False)
-            ready = self._divide_scores(probabilities, ready, 0)
+            exponentials, ready = self._exp(scores, [ready, measured], 0, total=False, final=False)
+            probabilities, ready = self._divide_scores(exponentials, ready, 0)
             return self._sink(probabilities, [ready], carried, None, pipelined=False)
 
         done = self.kernel.key_loop(use, stream=False, stage=self.stages.attend)
@@ -215,7 +215,7 @@ class QueryTile:
         correction = kernel.buffer("correction", slots, self.rows_tile, self.types.scores)
         timed = kernel.timed(self._tile_extents(), [scores, self.maximum], [self.maximum, correction], [ready], stage)
         ready = kernel.emit(VectorOp("row_max", timed), "row_max")
-        probabilities, ready = self._exp(scores, [ready], stage, total=True, correction=correction)
+        probabilities, ready = self._exp(scores, [ready], stage, total=True, final=pipelined, correction=correction)
         return probabilities, ready, correction
 
     def _exp(
@@ -225,18 +225,24 @@ class QueryTile:
         stage: int,
         *,
         total: bool,
+        final: bool,
         correction: SSAValue | None = None,
         extents: Sequence[Expr] | None = None,
     ) -> tuple[Access, SSAValue]:
+        """Exponentials of scores; `final` ones are probabilities already and are stored as such."""
         kernel = self.kernel
-        probabilities = scores
-        if self.problem.converts_probabilities:
-            width = kernel.tile["key"] if extents is None else kernel.strip_width()
-            probabilities = Access(self._score_buffer("probabilities", width, self.types.probabilities))
+        probabilities = self._probabilities(scores, extents) if final else scores
         sums = [self.sum] if total else []
         reads = [scores, self.maximum, *sums, *([correction] if correction is not None else [])]
         timed = kernel.timed(extents or self._tile_extents(), reads, [probabilities, *sums], after, stage)
         return probabilities, kernel.emit(VectorOp("exp", timed), "exp")
+
+    def _probabilities(self, scores: Access, extents: Sequence[Expr] | None) -> Access:
+        """Where probabilities go: over the scores, or into a buffer of their own type."""
+        if not self.problem.converts_probabilities:
+            return scores
+        width = self.kernel.tile["key"] if extents is None else self.kernel.strip_width()
+        return Access(self._score_buffer("probabilities", width, self.types.probabilities))
 
     def _rows_softmax(self, strip: SSAValue, filled: SSAValue) -> tuple[SSAValue, SSAValue]:
         """Softmax over whole rows, division included where it is early."""
@@ -244,18 +250,21 @@ class QueryTile:
         extents = [*self.rows_extent, kernel.strip_keys()]
         timed = kernel.timed(extents, [strip, self.maximum], [self.maximum], [filled], stage)
         ready = kernel.emit(VectorOp("row_max", timed), "row_max")
-        probabilities, ready = self._exp(Access(strip), [ready], stage, total=True, extents=extents)
-        if self.mapping.softmax.divide == "early":
-            ready = self._divide_scores(probabilities, ready, stage, extents)
+        early = self.mapping.softmax.divide == "early"
+        probabilities, ready = self._exp(Access(strip), [ready], stage, total=True, final=not early, extents=extents)
+        if early:
+            probabilities, ready = self._divide_scores(probabilities, ready, stage, extents)
         return probabilities.value, ready
 
     def _divide_scores(
-        self, probabilities: Access, ready: SSAValue, stage: int, extents: Sequence[Expr] | None = None
-    ) -> SSAValue:
+        self, exponentials: Access, ready: SSAValue, stage: int, extents: Sequence[Expr] | None = None
+    ) -> tuple[Access, SSAValue]:
+        """Divides exponentials by their sum; rounded to the probabilities' type once, here."""
+        probabilities = self._probabilities(exponentials, extents)
         timed = self.kernel.timed(
-            extents or self._tile_extents(), [probabilities, self.sum], [probabilities], [ready], stage
+            extents or self._tile_extents(), [exponentials, self.sum], [probabilities], [ready], stage
         )
-        return self.kernel.emit(VectorOp("divide", timed), "divide")
+        return probabilities, self.kernel.emit(VectorOp("divide", timed), "divide")
 
     def _sink(
         self,

@@ -117,7 +117,7 @@ def _problem(parts: _Parts, values: dict[str, SSAValue]) -> AttentionProblem:
     keyed = values.get("k", values.get("v"))
     first = mask or softmax or attend
     scores = _element(logit.writes[0]) if logit is not None else _element(cast(TimedOp, first).reads[0])
-    probabilities = _element(softmax.writes[0]) if softmax is not None else scores
+    probabilities = _element((attend or parts.store).reads[0]) if softmax is not None else scores
     accumulator = _element(attend.writes[0]) if attend is not None else result
     batch, kv_heads, group, queries = _dims(source)[:4]
     present = zip(STAGES, (logit, mask, softmax, attend), strict=True)
