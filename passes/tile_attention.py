@@ -109,9 +109,8 @@ def _attach_best(kernel: FusedOp, accelerator: Accelerator, strategy: str, objec
     return choice
 
 
-MOST_SIMULATED = 6
 MOST_EVENTS = 12_000
-"""Families that are judged before deciding, and events walked for each before judging it on a shorter problem."""
+"""Events walked for one mapping before it is judged on a shorter problem."""
 
 
 def _simulated_best(kernel: FusedOp, choices: list[Choice], accelerator: Accelerator, objective: Objective) -> Choice:
@@ -121,7 +120,7 @@ def _simulated_best(kernel: FusedOp, choices: list[Choice], accelerator: Acceler
     latency cannot win and is not simulated.
     """
     best: tuple[tuple[float, ...], Choice] | None = None
-    for choice in choices[:MOST_SIMULATED]:
+    for choice in choices:
         if best is not None and choice.ranking[0] >= best[0][0]:
             break
         ranking = _with_latency(choice.ranking, objective, _judged_cycles(kernel, choice.mapping, accelerator))
