@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 else:
     Ints = Any
 
-MOST_EVENTS = 20_000
-"""A simulation that has walked so many operations gives up, unless it is asked for: a few tenths of a second. Trips
+MOST_EVENTS = 5_000
+"""A simulation that has walked so many operations gives up, unless it is asked for: about 0.2 seconds. Trips
 that repeat are skipped and not walked, so most kernels of any length stay below it."""
 
 Source = Literal["simulated", "closed form"]
