@@ -117,6 +117,13 @@ class _Question:
     keys: int
 
 
+@lru_cache(maxsize=64)
+def _bounds(problem: _Question) -> tuple[LiveKeys, LiveKeys]:
+    """The keys that are visited, and the keys that are visible."""
+    visited = problem.mask if problem.skips_hidden else None
+    return live_keys(visited, problem.keys), live_keys(problem.mask, problem.keys)
+
+
 @lru_cache(maxsize=1 << 16)
 def _count(problem: _Question, rows: int, tile: int) -> tuple[int, ...]:
     """The counts of one (rows, tile) pair: six for full query tiles, six for the ragged one, the longest strip.
