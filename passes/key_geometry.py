@@ -132,8 +132,7 @@ def _count(problem: _Question, rows: int, tile: int) -> tuple[int, ...]:
     """
     import numpy as np
 
-    live = live_keys(problem.mask if problem.skips_hidden else None, problem.keys)
-    edge = live_keys(problem.mask, problem.keys)
+    live, edge = _bounds(problem)
 
     start = np.arange(0, problem.queries, rows, dtype=np.int64)
     last = np.minimum(start + rows, problem.queries) - 1
