@@ -4,12 +4,13 @@
 #   make test        the tests that take seconds
 #   make test-all    every test
 #   make check       lint, format, types
+#   make docs        write the outputs in the documents anew
 #   make clean       remove everything that make built
 #
 # PYTHON=python3.12 make ...  chooses the interpreter that the virtual environment is made from.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format clean
+.PHONY: help demo test test-all check format docs clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,7 +22,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python;
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 help:
-	@sed -n 's/^# \{0,1\}//; 1,9p' Makefile
+	@sed -n 's/^# \{0,1\}//; 1,10p' Makefile
 
 demo: $(RUNTIME)
 	$(BIN)/python examples/demo.py
@@ -40,6 +41,9 @@ check: $(DEVELOPMENT)
 format: $(DEVELOPMENT)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+docs: $(DEVELOPMENT)
+	UPDATE_DOCS=1 $(BIN)/python -m pytest tests/test_docs.py -k output
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
