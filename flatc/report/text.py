@@ -16,6 +16,8 @@ from flatc.report.model import KernelReport, Report, Roofline
 from flatc.report.tables import cycles, duration, energy, percent, size, table, times
 
 RULE = "-" * 100
+BINDS = 0.9
+"""A resource that is busy for a smaller share of the time does not set the latency alone."""
 ROWS = {"array": "array", "off-chip": "off-chip memory", "vector": "vector unit"}
 
 
@@ -29,7 +31,8 @@ def to_text(report: Report) -> str:
 def verdict(report: Report) -> str:
     """What binds, in one line."""
     busy = report.utilisation[report.binding]
-    line = f"the {ROWS[report.binding]} binds: busy {percent(busy)} of the time"
+    verb = "binds, busy" if busy >= BINDS else "is busiest,"
+    line = f"the {ROWS[report.binding]} {verb} {percent(busy)} of the time"
     if report.bounds is None or not report.bounds.cycles:
         return line
     ratio = report.latency_cycles / report.bounds.cycles
