@@ -52,7 +52,10 @@ class Simulation:
         if resource is None:
             resource = self._resources[op] = self.model.resource(op)
         slots = [self._claim(buffer, instance) for buffer, instance in event.instances()]
-        start = max(ready, self.free_at.get(resource, 0), *(slot.handed_over for slot in slots))
+        free = self.free_at.get(resource, 0)
+        start = max(ready, free, *(slot.handed_over for slot in slots))
+        if start > free:
+            self.waited(event, resource, free, start)
         self.free_at[resource] = start + cost.busy
         done = self.done_at[resource] = max(start + cost.latency, self.done_at.get(resource, 0))
         for slot in slots:
@@ -60,6 +63,9 @@ class Simulation:
         self.executed[op, extents] += 1
         self.end = max(self.end, done)
         event.complete(done)
+
+    def waited(self, event: Event, resource: str, free: int, start: int) -> None:
+        """Called where a resource stands idle from `free` to `start` because its next operation is not ready."""
 
     def _claim(self, buffer: BufferOp, instance: int) -> Slot:
         count = self._slot_counts.get(buffer)

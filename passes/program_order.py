@@ -147,6 +147,17 @@ class Event:
         values = [resolve(token, frame) for token in self._compiled.tokens]
         return [value for value in values if value is not None]
 
+    def producers(self) -> list[tuple[TimedOp, Any]]:
+        """The operations whose tokens it waits for, each with the value stored for the token."""
+        places = [locate(token, self.frame) for token in self._compiled.tokens]
+        found: list[tuple[TimedOp, Any]] = []
+        for place in places:
+            if place is not None:
+                frame, token = place
+                assert isinstance(token.owner, TimedOp)
+                found.append((token.owner, frame.values[token]))
+        return found
+
     def complete(self, value: Any) -> None:
         """Stores `value` for its token."""
         self.frame.values[self._compiled.token] = value
@@ -160,9 +171,15 @@ def _enclosing(frame: Frame, block: Block | None) -> Frame:
 
 
 def resolve(token: SSAValue, frame: Frame) -> Any:
-    """The value stored for a token as seen from `frame`, through carried tokens and loop results.
+    """The value stored for a token as seen from `frame`, None for a token of `spatial.start`."""
+    place = locate(token, frame)
+    return None if place is None else place[0].values[place[1]]
 
-    None for a token of `spatial.start`.
+
+def locate(token: SSAValue, frame: Frame) -> tuple[Frame, OpResult] | None:
+    """Where the value of a token as seen from `frame` is stored, through carried tokens and loop results.
+
+    The frame, and the token of the timed operation that gave it; None for a token of `spatial.start`.
     """
     while True:
         if isinstance(token, BlockArgument):
@@ -181,7 +198,7 @@ def resolve(token: SSAValue, frame: Frame) -> Any:
             return None
         frame = _enclosing(frame, owner.parent)
         if not isinstance(owner, ForOp):
-            return frame.values[token]
+            return frame, token
         inner = frame.last_trip[owner]
         if inner is None:
             token = owner.inits[token.index]
