@@ -17,6 +17,7 @@ from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.spatial import BufferType, LoadOp, MatmulOp, StoreOp, TimedOp, VectorOp
 from flatc.passes.primitive_costs import (
     MatmulTile,
+    VectorWork,
     Work,
     array_cycles,
     operand_traffic,
@@ -77,8 +78,7 @@ class CostModel:
         return OpCost(busy, busy + latency, Work(offchip_write_bytes=size, buffer_read_bytes=size))
 
     def _matmul(self, op: MatmulOp, extents: tuple[int, ...]) -> OpCost:
-        batch, (*rows, n, k) = op.batch_rank.data, extents
-        tile = MatmulTile(math.prod(rows[:batch]), math.prod(rows[batch:]), n, k)
+        tile = matmul_tile(op, extents)
         stationarity = op.stationarity.data
         fold = (op.fold_rows.data, op.fold_columns.data)
         cycles = array_cycles(self.accelerator.array, stationarity, fold, tile)
@@ -100,13 +100,7 @@ class CostModel:
             )
         rows, elements = math.prod(extents[:-1]), math.prod(extents)
         first_read, first_write = _element_bytes(op.reads[0]), _element_bytes(op.writes[0])
-        converts = op.kind.data in ("exp", "divide", "cast") and op.reads[0].type != op.writes[0].type
-        work = vector_work(
-            op.kind.data,
-            reads=len(op.reads),
-            writes=len(op.writes),
-            converts=converts and _element_type(op.reads[0]) != _element_type(op.writes[0]),
-        )
+        work = vector_operation_work(op)
         ticks = vector_cycles(unit, work, elements, rows) * self.ticks_per_cycle
         row_reads = sum(_element_bytes(value) for value in op.reads[1:])
         row_writes = sum(_element_bytes(value) for value in op.writes[1:])
@@ -119,6 +113,19 @@ class CostModel:
             buffer_write_bytes=elements * first_write + rows * row_writes,
         )
         return OpCost(ticks, ticks, counts)
+
+
+def matmul_tile(op: MatmulOp, extents: tuple[int, ...]) -> MatmulTile:
+    """The product that one execution of a matmul computes."""
+    batch, (*rows, n, k) = op.batch_rank.data, extents
+    return MatmulTile(math.prod(rows[:batch]), math.prod(rows[batch:]), n, k)
+
+
+def vector_operation_work(op: VectorOp) -> VectorWork:
+    """The operations of the price table that a vector operation performs."""
+    changes_type = _element_type(op.reads[0]) != _element_type(op.writes[0])
+    converts = op.kind.data in ("exp", "divide", "cast") and changes_type
+    return vector_work(op.kind.data, reads=len(op.reads), writes=len(op.writes), converts=converts)
 
 
 def _element_bytes(value: SSAValue) -> int:

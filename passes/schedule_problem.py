@@ -33,6 +33,7 @@ from flatc.dialects.spatial import (
     ViewOp,
     timed_ops,
 )
+from flatc.passes.bounds import compulsory_bytes
 from flatc.passes.problem import AttentionProblem
 from flatc.passes.simulator import tensor_name
 
@@ -218,3 +219,15 @@ def outside_tensors(schedule: ScheduleOp, attention: Attention) -> dict[str, str
     returned = list(last.values) if isinstance(last, ReturnOp) else []
     outside = {storage(value) for value in (*schedule.body.block.args, *returned)}
     return {r: tensor_name(v) if storage(v) in outside else None for r, v in attention.values.items()}
+
+
+def compulsory_by_tensor(schedule: ScheduleOp, found: Sequence[Attention]) -> dict[str, int]:
+    """Least bytes of each tensor that is outside of the chip at the start or at the end."""
+    least: dict[str, int] = {}
+    for attention in found:
+        names = outside_tensors(schedule, attention)
+        for role, size in compulsory_bytes(attention.problem).items():
+            name = names[role]
+            if name is not None:
+                least[name] = max(least.get(name, 0), size)
+    return least

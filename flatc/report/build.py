@@ -14,10 +14,10 @@ from xdsl.dialects.builtin import ModuleOp
 from flatc.dialects.accelerator import Accelerator, accelerator_of
 from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.spatial import BufferOp, KernelOp, ScheduleOp
-from flatc.passes.bounds import compulsory_bytes, least_macs, mapping_bounds, problem_bounds
+from flatc.passes.bounds import least_macs, mapping_bounds, problem_bounds
 from flatc.passes.kernel_costs import KernelCosts, Simulate, kernel_costs
 from flatc.passes.live_footprint import granularity, live_elements
-from flatc.passes.schedule_problem import Attention, attentions, kernel_attention, outside_tensors
+from flatc.passes.schedule_problem import attentions, compulsory_by_tensor, kernel_attention, outside_tensors
 from flatc.report.loops import loop_lines
 from flatc.report.model import BufferUse, KernelReport, Report, TensorTraffic
 
@@ -34,7 +34,7 @@ def build_report(module: ModuleOp, simulate: Simulate = "auto") -> Report:
     """The report of the schedule in `module`."""
     schedule, accelerator = schedule_of(module), accelerator_of(module)
     found = attentions(schedule)
-    compulsory = None if found is None else _compulsory(schedule, found)
+    compulsory = None if found is None else compulsory_by_tensor(schedule, found)
     kernels = tuple(_kernel(kernel, accelerator, compulsory, simulate) for kernel in schedule.kernels())
     bounds = None
     if found is not None:
@@ -47,18 +47,6 @@ def _strategy(kernels: Sequence[KernelOp]) -> str:
     """What was asked for, as far as the schedule says it."""
     names = {kernel.strategy.data if kernel.strategy else "given" for kernel in kernels}
     return names.pop() if len(names) == 1 else "mixed"
-
-
-def _compulsory(schedule: ScheduleOp, found: Sequence[Attention]) -> dict[str, int]:
-    """Least bytes of each tensor that is outside of the chip at the start or at the end."""
-    least: dict[str, int] = {}
-    for attention in found:
-        names = outside_tensors(schedule, attention)
-        for role, size in compulsory_bytes(attention.problem).items():
-            name = names[role]
-            if name is not None:
-                least[name] = max(least.get(name, 0), size)
-    return least
 
 
 def _kernel(
