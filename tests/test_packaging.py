@@ -68,6 +68,8 @@ def test_the_wheel_holds_every_source_and_data_file(wheel: zipfile.ZipFile):
         for path in folder.iterdir():
             if path.suffix == ".py" or path.name.endswith(DATA):
                 assert f"{name.replace('.', '/')}/{path.name}" in inside
+    for path in (ROOT / "flatc" / "validation").glob("*/*.*"):
+        assert path.suffix == ".pyc" or f"flatc/validation/{path.parent.name}/{path.name}" in inside
     assert {"flatc/py.typed", "flatc/accelerators/edge.yaml", "flatc/frontend/flat.lark"} <= inside
 
 
