@@ -1,7 +1,8 @@
-"""The command line: `flatc compile | run | report | accelerators`.
+"""The command line: `flatc compile | run | explain | report | accelerators`.
 
     flatc compile examples/bert_base.flat --accelerator edge --bind S=4096 -o out
     flatc run examples/bert_base.flat --bind B=1,S=128
+    flatc explain examples/bert_base.flat --accelerator cloud
     flatc report out/schedule.mlir
     flatc accelerators edge
 
@@ -33,6 +34,7 @@ examples:
   flatc compile examples/bert_base.flat --accelerator edge --bind S=4096,B=1 -o out
   flatc compile examples/bert_base.flat --accelerator edge --mapping out/mapping.txt
   flatc run examples/bert_base.flat --accelerator edge --bind B=1,S=128
+  flatc explain examples/bert_base.flat --accelerator cloud --strategy unfused
   flatc report out/schedule.mlir
   flatc accelerators
 """
@@ -70,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add(commands, "compile", compile_command, "compile a graph and report what it costs", _compile_arguments)
     _add(commands, "run", run_command, "execute the schedule in NumPy, compare with float64 attention", _run_arguments)
+    _add(commands, "explain", explain_command, "say where the time above the bound goes", _explain_arguments)
     _add(commands, "report", report_command, "report a schedule file, or a graph", _report_arguments)
     _add(commands, "accelerators", accelerators_command, "list the accelerators, or print one", _accelerator_arguments)
     return top
@@ -151,6 +154,11 @@ def _report_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print the report as JSON, and nothing else")
 
 
+def _explain_arguments(command: argparse.ArgumentParser) -> None:
+    _graph_arguments(command)
+    command.add_argument("--json", action="store_true", help="print the explanation as JSON, and nothing else")
+
+
 def _run_arguments(command: argparse.ArgumentParser) -> None:
     _graph_arguments(command)
     command.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the inputs (default 0)")
@@ -222,6 +230,20 @@ def _print_report(result: Compilation, *, as_json: bool) -> None:
     from flatc.report import to_json, to_text
 
     sys.stdout.write(to_json(result.report) if as_json else to_text(result.report))
+
+
+def explain_command(arguments: argparse.Namespace) -> int:
+    """`flatc explain`: named causes that add up to the gap, and what each resource waits for."""
+    from flatc.dialects.accelerator import accelerator_of
+    from flatc.passes.explanation import explain
+    from flatc.report.build import schedule_of
+    from flatc.report.explain import explanation_json, explanation_text
+
+    module = _compiled(arguments, "never").schedule
+    schedule, accelerator = schedule_of(module), accelerator_of(module)
+    show = explanation_json if arguments.json else explanation_text
+    sys.stdout.write(show(explain(schedule, accelerator), schedule.sym_name.data, accelerator))
+    return 0
 
 
 def run_command(arguments: argparse.Namespace) -> int:
