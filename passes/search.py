@@ -1,8 +1,8 @@
 """Finding the best mapping of a kernel: enumerate, drop what does not fit, price the rest, rank.
 
 The space is `map_space`; the prices are the closed form's, computed for whole columns at once. The ranking is by
-the objective, ties by the other objectives and then by the order of enumeration, so the same question always
-has the same answer. `Choice` says how many mappings were looked at. The best of every family is kept, so that
+the objective, ties by the other objectives, by the number of tiles, by the footprint, and then by the order of
+enumeration, so the same question always has the same answer. `Choice` says how many mappings were looked at. The best of every family is kept, so that
 `tile-attention` can simulate a few that differ in kind before it decides.
 """
 
@@ -150,21 +150,28 @@ def _best_of_family(
     best: Choice | None = None
     for structure, part in _with_array_use(problem, accelerator, family, column, objective):
         cost = evaluate(problem, accelerator, structure, part)
-        index, ranking = _rank(cost, objective)
+        index, ranking = _rank(cost, _tiles_visited(problem, part), objective)
         if best is None or ranking < best.ranking:
             mapping = mapping_at(problem, structure, part, index)
             best = Choice(mapping, strategy, 0, 0, ranking)
     return best, covered, column.size
 
 
-def _rank(cost: ClosedForm, objective: Objective) -> tuple[int, tuple[float, ...]]:
-    """Index and ranking of the best mapping of a column."""
+def _tiles_visited(problem: AttentionProblem, column: Columns) -> Any:
+    """How many (query, key) tiles a mapping has without a mask: the fewer, the fewer transfers and operations."""
+    heads = ceil_divide(problem.batch, column.batch) * ceil_divide(problem.kv_heads, column.kv_head)
+    rows = heads * ceil_divide(problem.group, column.group) * ceil_divide(problem.queries, column.query)
+    return rows * ceil_divide(problem.keys, column.key)
+
+
+def _rank(cost: ClosedForm, tiles: Any, objective: Objective) -> tuple[int, tuple[float, ...]]:
+    """Index and ranking of the best mapping of a column: the objectives in order, then fewer tiles, then less on chip."""
     import numpy as np
 
     latency, energy = np.asarray(cost.latency_cycles), np.asarray(cost.energy_pj)
     keys = {"latency": latency, "energy": energy, "edp": latency * energy, "offchip": np.asarray(cost.offchip_bytes)}
     order = [keys[objective], *(keys[other] for other in OBJECTIVES if other != objective)]
-    order.append(np.asarray(cost.peak_buffer_bytes))
+    order += [np.asarray(tiles), np.asarray(cost.peak_buffer_bytes)]
     index = int(np.lexsort(order[::-1])[0])
     return index, tuple(float(key[index]) for key in order)
 
