@@ -2,8 +2,8 @@
 
 The space is `map_space`; the prices are the closed form's, computed for whole columns at once. The ranking is by
 the objective, ties by the other objectives, by the number of tiles, by the footprint, and then by the order of
-enumeration, so the same question always has the same answer. `Choice` says how many mappings were looked at. The best of every family is kept, so that
-`tile-attention` can simulate a few that differ in kind before it decides.
+enumeration, so the same question always has the same answer. `Choice` says how many mappings were looked at. The best
+of every family is kept, so that `tile-attention` can simulate a few that differ in kind before it decides.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def _tiles_visited(problem: AttentionProblem, column: Columns) -> Any:
 
 
 def _rank(cost: ClosedForm, tiles: Any, objective: Objective) -> tuple[int, tuple[float, ...]]:
-    """Index and ranking of the best mapping of a column: the objectives in order, then fewer tiles, then less on chip."""
+    """Index and ranking of the best of a column: the objectives in order, then fewer tiles, then less on chip."""
     import numpy as np
 
     latency, energy = np.asarray(cost.latency_cycles), np.asarray(cost.energy_pj)
