@@ -1,9 +1,10 @@
-"""The command line: `flatc compile | run | explain | report | accelerators`.
+"""The command line: `flatc compile | run | explain | report | validate | accelerators`.
 
     flatc compile examples/bert_base.flat --accelerator edge --bind S=4096 -o out
     flatc run examples/bert_base.flat --bind B=1,S=128
     flatc explain examples/bert_base.flat --accelerator cloud
     flatc report out/schedule.mlir
+    flatc validate
     flatc accelerators edge
 
 A user's mistake prints one message on standard error and gives exit status 1; then nothing is written. What a command
@@ -36,6 +37,8 @@ examples:
   flatc run examples/bert_base.flat --accelerator edge --bind B=1,S=128
   flatc explain examples/bert_base.flat --accelerator cloud --strategy unfused
   flatc report out/schedule.mlir
+  flatc validate
+  flatc validate --reference my_figures --json
   flatc accelerators
 """
 
@@ -74,6 +77,7 @@ def parser() -> argparse.ArgumentParser:
     _add(commands, "run", run_command, "execute the schedule in NumPy, compare with float64 attention", _run_arguments)
     _add(commands, "explain", explain_command, "say where the time above the bound goes", _explain_arguments)
     _add(commands, "report", report_command, "report a schedule file, or a graph", _report_arguments)
+    _add(commands, "validate", validate_command, "hold flatc against published figures", _validate_arguments)
     _add(commands, "accelerators", accelerators_command, "list the accelerators, or print one", _accelerator_arguments)
     return top
 
@@ -162,6 +166,13 @@ def _explain_arguments(command: argparse.ArgumentParser) -> None:
 def _run_arguments(command: argparse.ArgumentParser) -> None:
     _graph_arguments(command)
     command.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the inputs (default 0)")
+
+
+def _validate_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--reference", metavar="DIR", help="take the figures of this folder, files of the same names and columns"
+    )
+    command.add_argument("--json", action="store_true", help="print the tables as JSON, and nothing else")
 
 
 def _accelerator_arguments(command: argparse.ArgumentParser) -> None:
@@ -260,6 +271,17 @@ def run_command(arguments: argparse.Namespace) -> int:
     print(f"  largest error {result.max_abs_error:.3g}, {relation} the tolerance {result.tolerance:.3g}")
     print("matches float64 attention" if result.passed else "DIFFERS from float64 attention")
     return 0 if result.passed else 1
+
+
+def validate_command(arguments: argparse.Namespace) -> int:
+    """`flatc validate`: their mapping on their machine, beside their figures; exit status 1 if a miss has no reason."""
+    from pathlib import Path
+
+    from flatc.validation import render, to_json, validate
+
+    tables = validate(None if arguments.reference is None else Path(arguments.reference))
+    sys.stdout.write(to_json(tables) if arguments.json else render(tables))
+    return 1 if any(table.unexplained for table in tables) else 0
 
 
 def accelerators_command(arguments: argparse.Namespace) -> int:
