@@ -67,8 +67,10 @@ class OffchipMemory:
     write_bytes_per_second: _Bandwidth
     channels: Literal["shared", "separate"]
     latency_cycles: _Cycles
-    """Charged once for each transfer."""
+    """Until the data of a transfer are there; the channel may take the next one meanwhile."""
     energy_pj_per_byte: _EnergyPerByte
+    overhead_cycles: _Cycles = 0
+    """How long each transfer holds its channel beyond its bytes."""
 
     def __post_init__(self):
         check_fields(self)
@@ -122,6 +124,10 @@ class Array:
     foldings: tuple[str, ...]
     """Where a dimension narrower than the array can leave room for another piece of work: of `FOLDINGS`."""
     mac_energy_pj: _Energy
+    overhead_cycles: _Cycles = 0
+    """How long each operation holds the array beyond its passes and their skew: to start it and to drain it."""
+    chaining: Literal["direct", "copied"] = "direct"
+    """How a result becomes the operand of the next product: read where it lies, or copied in the buffer first."""
 
     def __post_init__(self):
         check_fields(self)

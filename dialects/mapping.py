@@ -11,6 +11,8 @@ the schedule it makes. The text is what `#flat.mapping<...>` contains:
     softmax(online, divide late)
     stages(load 0, logit 0, softmax 0, attend 1, store 2)
 
+and, where several query tiles are worked off in turn, a last line `interleave(4)`.
+
 Dimensions are the field's own: `batch`, `kv_head`, `group` (query heads per key/value head), `query`,
 `key`, `d_qk`, `d_v`. FLAT's granularities (Kao et al., ASPLOS 2023, section 4) are corners of this space:
 M-Gran tiles nothing, B-Gran tiles batch to 1, H-Gran also the heads, R-Gran also the query rows.
@@ -27,7 +29,7 @@ DIMS = ("batch", "kv_head", "group", "query", "key", "d_qk", "d_v")
 Stationarity = Literal["output", "weight", "input"]
 Algorithm = Literal["none", "rows", "streamed", "online"]
 Divide = Literal["early", "late"]
-Level = Literal["key", "kv_head"]
+Level = Literal["key", "query", "kv_head"]
 
 
 class MappingTokens(Protocol):
@@ -37,6 +39,7 @@ class MappingTokens(Protocol):
     def pos(self) -> int: ...
     def parse_keyword(self, keyword: str) -> str: ...
     def parse_identifier(self, context_msg: str = "") -> str: ...
+    def parse_optional_keyword(self, keyword: str) -> Any: ...
     def parse_optional_identifier(self) -> str | None: ...
     def parse_integer(self, allow_boolean: bool = True) -> int: ...
     def parse_punctuation(self, punctuation: Any) -> Any: ...
@@ -61,9 +64,9 @@ class Keep:
     """Slots of each tensor's buffer, and across which loop K and V stay on chip.
 
     A slot is one copy: 2 slots let the next tile arrive while this one is used. `k_level` and `v_level`
-    are `key` (a tile at a time is streamed, again for every query tile) or `kv_head` (all keys of the
-    head tile are loaded once and stay for all its query rows). `scores` counts score tiles, or whole
-    rows of scores where the softmax algorithm is `rows`.
+    are `key` (a tile at a time is streamed, again for every query tile), `query` (all keys at once, again
+    for every query tile) or `kv_head` (all keys of the head tile are loaded once and stay for all its
+    query rows). `scores` counts score tiles, or whole rows of scores where the softmax algorithm is `rows`.
     """
 
     q_slots: int
@@ -95,7 +98,8 @@ class Softmax:
     `rows`: whole rows of scores stay on chip, two passes over them (FLAT). `online`: one pass over key
     tiles with a running maximum; outputs are rescaled at every tile (Milakov and Gimelshein 2018;
     FlashAttention). `streamed`: two passes over the source of the scores, for a softmax on its own whose
-    rows do not fit. `none`: the kernel has no softmax. `divide` is `early` (probabilities) or `late`
+    rows do not fit. `none`: the kernel has no softmax. Such a kernel may also have `rows`: whole rows of scores stay
+    on chip between the two products (see `product_rows`). `divide` is `early` (probabilities) or `late`
     (outputs).
     """
 
@@ -119,7 +123,11 @@ class Stages:
 
 @dataclass(frozen=True)
 class Mapping:
-    """One point of the map space of one fused kernel. See the module docstring for the text form."""
+    """One point of the map space of one fused kernel. See the module docstring for the text form.
+
+    `interleave` query tiles are under way at a time, each with its own loads: the loops over d_qk and key stand
+    outside of the loop over these tiles.
+    """
 
     tiles: Tiles
     keep: Keep
@@ -127,6 +135,7 @@ class Mapping:
     attend: ArrayUse
     softmax: Softmax
     stages: Stages
+    interleave: int = 1
 
     def to_text(self, separator: str = " ") -> str:
         """The text form; `parse_mapping` reads it back."""
@@ -140,6 +149,8 @@ class Mapping:
             f"softmax({self.softmax.algorithm}, divide {self.softmax.divide})",
             f"stages({', '.join(f'{f.name} {getattr(self.stages, f.name)}' for f in fields(Stages))})",
         ]
+        if self.interleave != 1:
+            parts.append(f"interleave({self.interleave})")
         return separator.join(parts)
 
 
@@ -161,7 +172,16 @@ def parse_mapping(tokens: MappingTokens) -> Mapping:
     divide = cast(Divide, _choice(tokens, get_args(Divide), "place of the division"))
     tokens.parse_punctuation(")")
     stages = Stages(*_named_integers(tokens, "stages", [f.name for f in fields(Stages)], least=0))
-    return Mapping(tiles, keep, logit, attend, Softmax(algorithm, divide), stages)
+    return Mapping(tiles, keep, logit, attend, Softmax(algorithm, divide), stages, _parse_interleave(tokens))
+
+
+def _parse_interleave(tokens: MappingTokens) -> int:
+    if not tokens.parse_optional_keyword("interleave"):
+        return 1
+    tokens.parse_punctuation("(")
+    tiles = _integer(tokens, "interleave", 1)
+    tokens.parse_punctuation(")")
+    return tiles
 
 
 def _named_integers(tokens: MappingTokens, group: str, names: Iterable[str], *, least: int) -> list[int]:

@@ -20,7 +20,7 @@ tuples of pairs `{a = 1, b = 7}`, a missing value `none`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -55,6 +55,12 @@ def quantities(record: type) -> dict[str, Quantity]:
                 if isinstance(note, Quantity):
                     found[name] = note
     return found
+
+
+@cache
+def defaults(record: type) -> dict[str, Any]:
+    """The fields of `record` that may be left out, with what they are then."""
+    return {field.name: field.default for field in fields(record) if field.default is not MISSING}
 
 
 @cache
@@ -196,9 +202,9 @@ def _build(kind: type[_Record], entries: dict[str, Any]) -> _Record:
     for name in entries:
         if name not in hints:
             raise FlatcError(f"{kind.__name__} has no field '{name}'", help=did_you_mean(name, hints))
-    if missing := [name for name in hints if name not in entries]:
+    if missing := [name for name in hints if name not in entries and name not in defaults(kind)]:
         raise FlatcError(f"{kind.__name__} lacks the field '{missing[0]}'")
-    return kind(**{name: _convert(hints[name], entries[name]) for name in hints})
+    return kind(**{name: _convert(hints[name], entries[name]) for name in hints if name in entries})
 
 
 def _convert(hint: Any, value: Any) -> Any:

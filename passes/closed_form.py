@@ -34,6 +34,7 @@ from flatc.passes.primitive_costs import (
     Work,
     array_cycles,
     ceil_divide,
+    chained_traffic,
     energy_pj,
     operand_traffic,
     vector_cycles,
@@ -60,6 +61,13 @@ class Structure:
     v_level: str
     logit_stationarity: str
     attend_stationarity: str
+    d_qk: int | None = None
+    """The tile of d_qk; None where it is not cut."""
+    interleave: int = 1
+
+    def is_product_rows(self, problem: AttentionProblem) -> bool:
+        """Whether rows of scores stay on chip without a softmax on them."""
+        return self.algorithm == "rows" and not problem.has("softmax")
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,8 @@ def structure_of(mapping: Mapping) -> Structure:
         mapping.keep.v_level,
         mapping.logit.stationarity,
         mapping.attend.stationarity,
+        mapping.tiles.d_qk,
+        mapping.interleave,
     )
 
 
@@ -125,7 +135,7 @@ def mapping_at(problem: AttentionProblem, structure: Structure, columns: Columns
     n = {f.name: int(getattr(columns, f.name)[index]) for f in fields(Columns)}
     s = structure
     return Mapping(
-        Tiles(n["batch"], n["kv_head"], n["group"], n["query"], n["key"], problem.d_qk, problem.d_v),
+        Tiles(n["batch"], n["kv_head"], n["group"], n["query"], n["key"], s.d_qk or problem.d_qk, problem.d_v),
         Keep(
             n["q_slots"],
             n["k_slots"],
@@ -139,6 +149,7 @@ def mapping_at(problem: AttentionProblem, structure: Structure, columns: Columns
         ArrayUse(s.attend_stationarity, n["attend_fold_rows"], n["attend_fold_columns"]),  # pyright: ignore[reportArgumentType]
         Softmax(s.algorithm, s.divide),  # pyright: ignore[reportArgumentType]
         Stages(n["load"], n["logit"], n["softmax"], n["attend"], n["store"]),
+        s.interleave,
     )
 
 
@@ -168,12 +179,14 @@ def peak_buffer_bytes(problem: AttentionProblem, structure: Structure, columns: 
     p, c, s = problem, columns, structure
     heads = c.batch * c.kv_head
     rows = heads * c.group * c.query
-    total = c.q_slots * rows * p.d_qk * p.q_bytes
-    k_rows = p.keys if s.k_level == "kv_head" else c.key
+    d_qk = s.d_qk or p.d_qk
+    total = c.q_slots * rows * d_qk * p.q_bytes
+    k_rows = c.key if s.k_level == "key" else p.keys
     v_rows = p.keys if s.v_level == "kv_head" else c.key
     passes = 2 if s.algorithm == "streamed" else 1
-    total = total + heads * k_rows * p.d_qk * p.k_bytes * c.k_slots * (1 if s.k_level == "kv_head" else passes)
+    total = total + heads * k_rows * d_qk * p.k_bytes * c.k_slots * (1 if s.k_level == "kv_head" else passes)
     total = total + heads * v_rows * p.d_v * p.v_bytes * c.v_slots
+    rows = rows * s.interleave
     width = geometry.width if s.algorithm == "rows" else c.key
     total = total + c.score_slots * rows * width * p.score_bytes * passes
     if p.converts_probabilities:
@@ -204,6 +217,7 @@ class _Counter:
         self.problem, self.accelerator = problem, accelerator
         self.structure, self.columns = structure, columns
         self.geometry = key_geometry(problem, columns.query, columns.key)
+        self.product_rows = structure.is_product_rows(problem)
         zero = columns.batch * 0
         self.work = Work(macs=zero)
         self.array: Any = zero
@@ -233,18 +247,35 @@ class _Counter:
         passes = 2 if self.structure.algorithm == "streamed" else 1
         for count, batch, group in self.head_kinds():
             for query, q_extent in enumerate(g.q_extents):
+                m = group * q_extent
+                for times, keys, depth in self._logit_tiles(query) if self.product_rows else ():
+                    self._product("logit", MatmulTile(batch, m, keys, depth), count * times, count * 0)
                 for key, k_extent in enumerate(g.k_extents):
                     times = count * g.visits[query][key]
                     if not times.any():
                         continue
-                    m = group * q_extent
                     # A strip waits for the last of its products only, which may be the ragged one.
                     last = g.nonempty[query] * (key == 0) * (g.k_extents[1] == 0)
                     waits = count * last if self.structure.algorithm == "rows" else times
-                    if p.has("logit"):
+                    if self.product_rows:
+                        waits = times * 0
+                    elif p.has("logit"):
                         self._product("logit", MatmulTile(batch, m, k_extent, p.d_qk), times * passes, waits)
                     if p.has("attend"):
                         self._product("attend", MatmulTile(batch, m, p.d_v, k_extent), times, waits)
+
+    def _logit_tiles(self, query: int) -> list[tuple[Any, Any, int]]:
+        """(how many, keys, depth) of the blocks that fill the rows of all query tiles of a kind."""
+        p, g, s = self.problem, self.geometry, self.structure
+        keys = list(zip(g.visits[query], g.k_extents, strict=True))
+        if s.k_level == "query":
+            keys = [(g.q_counts[query], self.columns.key * 0 + p.keys)]
+        return [
+            (times * depths, extent, depth)
+            for times, extent in keys
+            for depths, depth in _tiles(p.d_qk, s.d_qk or p.d_qk)
+            if depths and times.any()
+        ]
 
     def _product(self, name: str, tile: MatmulTile, times: Any, waits: Any) -> None:
         p, c, array = self.problem, self.columns, self.accelerator.array
@@ -255,17 +286,17 @@ class _Counter:
         self.product[name] = self.product[name] + cycles.busy * times
         self.skew[name] = self.skew[name] + (cycles.latency - cycles.busy) * times
         self.awaited_skew[name] = self.awaited_skew[name] + (cycles.latency - cycles.busy) * waits
-        accumulate = name == "attend"
-        traffic = operand_traffic(array, stationarity, tile, accumulate=accumulate)
+        attend = name == "attend"
+        traffic = operand_traffic(array, stationarity, tile, accumulate=attend or self.product_rows)
         a, b, out = (
-            (p.probability_bytes, p.v_bytes, p.accumulator_bytes)
-            if accumulate
-            else (p.q_bytes, p.k_bytes, p.score_bytes)
+            (p.probability_bytes, p.v_bytes, p.accumulator_bytes) if attend else (p.q_bytes, p.k_bytes, p.score_bytes)
         )
+        chained = attend and p.has("logit") and not p.converts_probabilities
+        copied = chained_traffic(array, tile) * a if chained else 0
         self.work = self.work + Work(
             macs=tile.batch * tile.m * tile.n * tile.k * times,
-            buffer_read_bytes=(traffic.a_reads * a + traffic.b_reads * b + traffic.c_reads * out) * times,
-            buffer_write_bytes=traffic.c_writes * out * times,
+            buffer_read_bytes=(traffic.a_reads * a + traffic.b_reads * b + traffic.c_reads * out + copied) * times,
+            buffer_write_bytes=(traffic.c_writes * out + copied) * times,
         )
 
     def add_vector(self) -> None:
@@ -425,7 +456,8 @@ class _Counter:
         )
         found: dict[str, Any] = {}
         if p.has("logit"):
-            found["q"] = like + p.heads * p.queries * p.d_qk * p.q_bytes
+            again = ceil_divide(p.keys, self.columns.key) if self.product_rows and s.k_level == "key" else 1
+            found["q"] = (like + p.heads * p.queries * p.d_qk * p.q_bytes) * again
             keys = like + p.keys if s.k_level == "kv_head" else streamed_keys * passes
             found["k"] = keys * (kv * p.d_qk * p.k_bytes)
         else:
@@ -437,6 +469,25 @@ class _Counter:
         else:
             found["result"] = scores * p.probability_bytes
         return found
+
+    def transfers(self) -> tuple[Any, Any]:
+        """How many loads and how many stores."""
+        p, s, g, c = self.problem, self.structure, self.geometry, self.columns
+        passes = 2 if s.algorithm == "streamed" else 1
+        heads = ceil_divide(p.batch, c.batch) * ceil_divide(p.kv_heads, c.kv_head)
+        groups = heads * ceil_divide(p.group, c.group)
+        tiles, visits = groups * sum(g.q_counts), groups * sum(g.visits[0] + g.visits[1])
+        fills = tiles if s.k_level == "query" else visits
+        loads: Any = 0
+        if self.product_rows:
+            loads = 2 * fills * ceil_divide(p.d_qk, s.d_qk or p.d_qk)
+        elif p.has("logit"):
+            loads = tiles + (heads if s.k_level == "kv_head" else visits * passes)
+        else:
+            loads = visits * passes
+        if p.has("attend"):
+            return loads + (heads if s.v_level == "kv_head" else visits), tiles
+        return loads, fills
 
 
 def _tiles(size: int, tile: Any) -> list[tuple[Any, Any]]:
@@ -456,7 +507,7 @@ def evaluate(problem: AttentionProblem, accelerator: Accelerator, structure: Str
     work = counter.work + Work(
         offchip_read_bytes=read, offchip_write_bytes=written, buffer_read_bytes=written, buffer_write_bytes=read
     )
-    busy = _offchip_busy(accelerator, read, written)
+    busy = _offchip_busy(accelerator, read, written, counter.transfers())
     busy |= {"array": counter.array, "vector": counter.vector_between + counter.vector_aside}
     return ClosedForm(
         latency_cycles=_latency(counter, busy, tensors),
@@ -468,9 +519,10 @@ def evaluate(problem: AttentionProblem, accelerator: Accelerator, structure: Str
     )
 
 
-def _offchip_busy(accelerator: Accelerator, read: Any, written: Any) -> dict[str, Any]:
-    read_cycles = read * float(accelerator.cycles_per_byte_read)
-    write_cycles = written * float(accelerator.cycles_per_byte_written)
+def _offchip_busy(accelerator: Accelerator, read: Any, written: Any, transfers: tuple[Any, Any]) -> dict[str, Any]:
+    loads, stores = (count * accelerator.offchip.overhead_cycles for count in transfers)
+    read_cycles = read * float(accelerator.cycles_per_byte_read) + loads
+    write_cycles = written * float(accelerator.cycles_per_byte_written) + stores
     if accelerator.offchip.channels == "shared":
         return {"offchip": read_cycles + write_cycles}
     return {"read": read_cycles, "write": write_cycles}
@@ -503,7 +555,9 @@ def _waiting_cycles(counter: _Counter, tensors: dict[str, Any]) -> list[Any]:
     if p.has("attend"):
         v_slots = c.v_slots if s.v_level == "key" else c.v_slots * 0 + _NEVER
         found.append((tensors["v"] * read + attend + counter.skew["attend"]) / v_slots)
-        found.append((tensors["result"] * write + attend) / c.output_slots)
+        if s.interleave == 1:
+            # Interleaved tiles share a slot: one may be stored while another is in work.
+            found.append((tensors["result"] * write + attend) / c.output_slots)
     if p.has("logit") and p.has("attend") and s.algorithm != "streamed":
         under_way = np.minimum(c.score_slots, c.attend - c.logit + 1)
         found.append((logit + attend + counter.awaited_skew["logit"] + counter.vector_between) / under_way)
@@ -520,8 +574,8 @@ def _ends(counter: _Counter) -> tuple[Any, Any]:
     heads = c.batch * c.kv_head
     loaded: Any = 0
     if p.has("logit") and p.mask is None:
-        keys = p.keys if s.k_level == "kv_head" else c.key
-        loaded = heads * (c.group * c.query * p.d_qk * p.q_bytes + keys * p.d_qk * p.k_bytes)
+        keys = c.key if s.k_level == "key" else p.keys
+        loaded = heads * (s.d_qk or p.d_qk) * (c.group * c.query * p.q_bytes + keys * p.k_bytes)
     # The last tile of each dimension may be ragged.
     rows = _last(p.batch, c.batch) * _last(p.kv_heads, c.kv_head) * _last(p.group, c.group) * _last(p.queries, c.query)
     stored = rows * p.d_v * p.output_bytes if p.has("attend") else 0

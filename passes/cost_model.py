@@ -20,6 +20,7 @@ from flatc.passes.primitive_costs import (
     VectorWork,
     Work,
     array_cycles,
+    chained_traffic,
     operand_traffic,
     vector_cycles,
     vector_energy_pj,
@@ -71,10 +72,11 @@ class CostModel:
     def _transfer(self, op: LoadOp | StoreOp, extents: tuple[int, ...]) -> OpCost:
         size = math.prod(extents) * op.tensor_type.element_bytes
         latency = self.accelerator.offchip.latency_cycles * self.ticks_per_cycle if size else 0
+        overhead = self.accelerator.offchip.overhead_cycles * self.ticks_per_cycle if size else 0
         if isinstance(op, LoadOp):
-            busy = size * self._read_ticks
+            busy = size * self._read_ticks + overhead
             return OpCost(busy, busy + latency, Work(offchip_read_bytes=size, buffer_write_bytes=size))
-        busy = size * self._write_ticks
+        busy = size * self._write_ticks + overhead
         return OpCost(busy, busy + latency, Work(offchip_write_bytes=size, buffer_read_bytes=size))
 
     def _matmul(self, op: MatmulOp, extents: tuple[int, ...]) -> OpCost:
@@ -84,10 +86,11 @@ class CostModel:
         cycles = array_cycles(self.accelerator.array, stationarity, fold, tile)
         traffic = operand_traffic(self.accelerator.array, stationarity, tile, accumulate=op.accumulate is not None)
         a, b, c = (_element_bytes(value) for value in (*op.reads, *op.writes))
+        copied = chained_traffic(self.accelerator.array, tile) * a if _is_product(op.reads[0]) else 0
         work = Work(
             macs=tile.batch * tile.m * tile.n * tile.k,
-            buffer_read_bytes=traffic.a_reads * a + traffic.b_reads * b + traffic.c_reads * c,
-            buffer_write_bytes=traffic.c_writes * c,
+            buffer_read_bytes=traffic.a_reads * a + traffic.b_reads * b + traffic.c_reads * c + copied,
+            buffer_write_bytes=traffic.c_writes * c + copied,
         )
         return OpCost(cycles.busy * self.ticks_per_cycle, cycles.latency * self.ticks_per_cycle, work)
 
@@ -126,6 +129,11 @@ def vector_operation_work(op: VectorOp) -> VectorWork:
     changes_type = _element_type(op.reads[0]) != _element_type(op.writes[0])
     converts = op.kind.data in ("exp", "divide", "cast") and changes_type
     return vector_work(op.kind.data, reads=len(op.reads), writes=len(op.writes), converts=converts)
+
+
+def _is_product(buffer: SSAValue) -> bool:
+    """Whether a matrix product writes into the buffer."""
+    return any(isinstance(use.operation, MatmulOp) and buffer in use.operation.writes for use in buffer.uses)
 
 
 def _element_bytes(value: SSAValue) -> int:

@@ -12,6 +12,8 @@ Three shapes cover every contiguous part of attention. `source` is a logit produ
         sink                                 divide, store                    store
       divide, store
 
+Products without a softmax can run over whole rows too: see `product_rows`.
+
 Loops over batch, kv head and group stand around `query` where their tiles do not cover them; all are one
 pipeline. Masks become loop bounds (`live_keys`): tiles that are hidden entirely are never visited, and only tiles
 that cross the mask's edge are masked.
@@ -24,6 +26,7 @@ from xdsl.ir import Operation
 from flatc.dialects.quasi_affine import const
 from flatc.dialects.spatial import YieldOp, make_for
 from flatc.passes.nest_builder import ElementTypes, NestBuilder, Tensors
+from flatc.passes.product_rows import ProductRows
 from flatc.passes.query_tile import QueryTile
 
 __all__ = ["ElementTypes", "KernelSchedule", "Tensors"]
@@ -64,8 +67,11 @@ class KernelSchedule(NestBuilder):
                 self.resident[name] = self.load_keyed(name, const(0), const(self.size["key"]), stage)
 
     def _query_tile(self) -> None:
-        body = QueryTile(self)
         algorithm = self.mapping.softmax.algorithm
+        if algorithm == "rows" and not self.problem.has("softmax"):
+            ProductRows(self).build()
+            return
+        body = QueryTile(self)
         if algorithm == "rows":
             body.rows()
         elif algorithm == "streamed":

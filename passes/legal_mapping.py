@@ -21,6 +21,7 @@ def check_mapping(problem: AttentionProblem, mapping: Mapping, accelerator: Acce
     """Raises `FlatcError` with the first rule that the mapping breaks and what to change."""
     _check_tiles(problem, mapping, kernel)
     _check_softmax(problem, mapping, kernel)
+    _check_product_rows(problem, mapping, kernel)
     _check_stages(mapping, kernel)
     for name, use in (("logit", mapping.logit), ("attend", mapping.attend)):
         if problem.has(name):
@@ -32,7 +33,8 @@ def product_tile(problem: AttentionProblem, mapping: Mapping, product: str) -> M
     tiles = mapping.tiles
     batch, rows = tiles.batch * tiles.kv_head, tiles.group * tiles.query
     if product == "logit":
-        return MatmulTile(batch, rows, tiles.key, problem.d_qk)
+        keys = problem.keys if mapping.keep.k_level == "query" else tiles.key
+        return MatmulTile(batch, rows, keys, tiles.d_qk)
     return MatmulTile(batch, rows, problem.d_v, tiles.key)
 
 
@@ -46,16 +48,49 @@ def _check_tiles(problem: AttentionProblem, mapping: Mapping, kernel: str) -> No
         if tile > size:
             raise FlatcError(f"{kernel}: the tile of {dim} is {tile}, and there are only {size}")
     for dim, stage in (("d_qk", "logit"), ("d_v", "attend")):
-        if problem.has(stage) and getattr(mapping.tiles, dim) != sizes[dim]:
+        tiled = problem.has(stage) and getattr(mapping.tiles, dim) != sizes[dim]
+        if tiled and not (dim == "d_qk" and is_product_rows(problem, mapping)):
+            allowed = " without a softmax and with softmax(rows)" if dim == "d_qk" else ""
             raise FlatcError(
-                f"{kernel}: the tile of {dim} is {getattr(mapping.tiles, dim)}; tiling {dim} is not scheduled yet",
+                f"{kernel}: the tile of {dim} is {getattr(mapping.tiles, dim)}; tiling {dim} is "
+                + (f"scheduled{allowed} only" if allowed else "not scheduled yet"),
                 help=f"set it to {sizes[dim]}",
             )
 
 
+def is_product_rows(problem: AttentionProblem, mapping: Mapping) -> bool:
+    """Whether the kernel runs as `product_rows` shows: rows of scores on chip, and no softmax on them."""
+    return mapping.softmax.algorithm == "rows" and not problem.has("softmax")
+
+
+def _check_product_rows(problem: AttentionProblem, mapping: Mapping, kernel: str) -> None:
+    keep = mapping.keep
+    if is_product_rows(problem, mapping):
+        if not problem.has("logit") or problem.has("mask") or problem.converts_output:
+            raise FlatcError(
+                f"{kernel}: rows without a softmax hold the scores of a logit, unmasked, and outputs of one type",
+                help="use softmax(none)",
+            )
+        if "kv_head" in (keep.k_level, keep.v_level) or keep.v_level == "query":
+            raise FlatcError(
+                f"{kernel}: rows without a softmax load K and V again for every query tile",
+                help="keep K at key or at query, and V at key",
+            )
+        if (mapping.interleave - 1) * mapping.tiles.query >= problem.queries:
+            raise FlatcError(
+                f"{kernel}: {mapping.interleave} tiles of {mapping.tiles.query} query rows are interleaved, and there "
+                f"are only {problem.queries} rows"
+            )
+        return
+    if mapping.interleave != 1:
+        raise FlatcError(f"{kernel}: only rows without a softmax are interleaved", help="use interleave(1)")
+    if "query" in (keep.k_level, keep.v_level):
+        raise FlatcError(f"{kernel}: only rows without a softmax keep K at query", help="keep it at key or at kv_head")
+
+
 def _check_softmax(problem: AttentionProblem, mapping: Mapping, kernel: str) -> None:
     algorithm, divide = mapping.softmax.algorithm, mapping.softmax.divide
-    if problem.has("softmax") == (algorithm == "none"):
+    if problem.has("softmax") == (algorithm == "none") and not is_product_rows(problem, mapping):
         has = "has a softmax" if problem.has("softmax") else "has no softmax"
         raise FlatcError(f"{kernel}: the kernel {has} and the mapping says softmax({algorithm})")
     if algorithm == "online" and not problem.has("attend"):

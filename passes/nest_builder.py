@@ -79,7 +79,7 @@ class NestBuilder:
         self.ops: list[Operation] = []
         tiles, p = mapping.tiles, problem
         self.tile = {"batch": tiles.batch, "kv_head": tiles.kv_head, "group": tiles.group}
-        self.tile |= {"query": tiles.query, "key": tiles.key}
+        self.tile |= {"query": tiles.query * mapping.interleave, "key": tiles.key}
         self.size = {"batch": p.batch, "kv_head": p.kv_heads, "group": p.group}
         self.size |= {"query": p.queries, "key": p.keys}
         self.trips = {dim: ceil_divide(self.size[dim], self.tile[dim]) for dim in self.size}
@@ -98,15 +98,16 @@ class NestBuilder:
 
     def extent(self, dim: str) -> Expr:
         """Elements of the current tile along `dim`; the last tile may be ragged."""
-        return self._simple(minimum(self.tile[dim], self.size[dim] - self.start(dim)))
+        return self.simplified(minimum(self.tile[dim], self.size[dim] - self.start(dim)))
 
-    def _simple(self, expr: Expr) -> Expr:
+    def simplified(self, expr: Expr) -> Expr:
+        """`expr` with what the ranges of the loops imply."""
         return expr.simplify(self.ranges)
 
     def at_rows(self, expr: Expr) -> Expr:
         """An expression of `start` and `last` for the rows of the current query tile."""
         start = self.start("query")
-        return self._simple(expr.substitute({"start": start, "last": start + self.extent("query") - 1}))
+        return self.simplified(expr.substitute({"start": start, "last": start + self.extent("query") - 1}))
 
     def key_range(self) -> tuple[Expr, Expr]:
         """First and one past the last key tile that the current query tile visits."""
@@ -118,7 +119,7 @@ class NestBuilder:
         lower, upper = self.key_range()
         tile = self.tile["key"]
         keys = minimum(upper * tile, self.size["key"]) - lower * tile
-        return self._simple(maximum(0, keys))
+        return self.simplified(maximum(0, keys))
 
     def strip_width(self) -> int:
         """The most keys a row strip ever holds."""
@@ -225,7 +226,7 @@ class NestBuilder:
         self.ops = outside
         del self.loops["key"]
         lower, upper = self.key_range()
-        lower = lower if first is None else self._simple(maximum(lower, first))
+        lower = lower if first is None else self.simplified(maximum(lower, first))
         loop = make_for(self.loops, lower, upper, block, [init], stream=stream, stage=stage)
         self.ops.append(loop)
         return loop.done[0]

@@ -4,8 +4,8 @@ These small functions are the only place where work becomes cycles, bytes and en
 and the closed form both call them. They take integers or NumPy arrays of integers (for search) and are
 exact for both.
 
-    transfer   bytes / bandwidth cycles of the channel, + latency until the data are there
-    array      passes x temporal extent, + skew (see `array_cycles`)
+    transfer   bytes / bandwidth + overhead cycles of the channel, + latency until the data are there
+    array      passes x temporal extent, + skew and overhead (see `array_cycles`)
     vector     ceil(elements / lanes) x price, for every operation of the kind (see `VECTOR_WORK`)
 """
 
@@ -66,17 +66,15 @@ def array_cycles(array: Array, stationarity: str, fold: tuple[Count, Count], til
     spatial extents p, q. `fold` pieces share a pass side by side. Every pass takes the temporal extent t. The
     skew of a pass, rows used + columns used - 2 cycles between its first input and its last result, is paid by every
     pass where the accelerator says `exposed`, only by the result of the last pass where it says `overlapped`
-    (the next pass enters behind the wavefront), and not at all where it says `none`.
+    (the next pass enters behind the wavefront), and not at all where it says `none`. Every operation holds the
+    array for `overhead_cycles` more.
     """
     p, q, t = spatial_extents(stationarity, tile)
     pieces = tile.batch * ceil_divide(p, array.rows) * ceil_divide(q, array.columns)
     passes = ceil_divide(pieces, fold[0] * fold[1])
     skew = _at_most(p * fold[0], array.rows) + _at_most(q * fold[1], array.columns) - 2
-    if array.skew == "none":
-        return ArrayCycles(passes * t, passes * t)
-    if array.skew == "overlapped":
-        return ArrayCycles(passes * t, passes * t + skew * (passes > 0))
-    return ArrayCycles(passes * (t + skew), passes * (t + skew))
+    cycles = passes * (t + (skew if array.skew == "exposed" else 0)) + array.overhead_cycles * (passes > 0)
+    return ArrayCycles(cycles, cycles + (skew * (passes > 0) if array.skew == "overlapped" else 0))
 
 
 def _at_most(value: Count, limit: int) -> Count:
@@ -119,6 +117,11 @@ class OperandTraffic:
     b_reads: Count
     c_reads: Count
     c_writes: Count
+
+
+def chained_traffic(array: Array, tile: MatmulTile) -> Count:
+    """Elements copied in the buffer, read once and written once, where `a` is the result of another product."""
+    return tile.batch * tile.m * tile.k * (array.chaining == "copied")
 
 
 def operand_traffic(array: Array, stationarity: str, tile: MatmulTile, *, accumulate: bool) -> OperandTraffic:

@@ -83,8 +83,8 @@ def kernel_attention(kernel: KernelOp) -> Attention | None:
 def _parts(ops: Sequence[TimedOp]) -> _Parts | None:
     """The parts of attention among the operations; of several alike (streamed softmax) the last."""
     products = [op for op in ops if isinstance(op, MatmulOp)]
-    logit = next((op for op in reversed(products) if op.accumulate is None and op.transposed is not None), None)
-    attend = next((op for op in products if op.accumulate is not None and op.transposed is None), None)
+    logit = next((op for op in reversed(products) if op.transposed is not None), None)
+    attend = next((op for op in products if op.transposed is None), None)
     vector = {op.kind.data: op for op in ops if isinstance(op, VectorOp)}
     loads = {op.writes[0]: op for op in ops if isinstance(op, LoadOp)}
     stores = [op for op in ops if isinstance(op, StoreOp)]

@@ -22,7 +22,7 @@ from typing import Any, cast
 from flatc.accelerators.keys import KEYS, NO_UNIT, SHARED_BANDWIDTH, SOURCE, UNLIMITED
 from flatc.accelerators.units import format_quantity
 from flatc.dialects.accelerator import NO_VECTOR_UNIT, Accelerator
-from flatc.dialects.records import quantities
+from flatc.dialects.records import defaults, quantities
 
 _PLAIN = re.compile(r"[A-Za-z0-9][\w .'()/+-]*(, [\w .'()/+-]+)*")
 
@@ -37,6 +37,8 @@ def _group(record: Any, sources: dict[str, str], path: str, indent: str) -> Iter
     groups: list[tuple[str, str]] = []
     for key, field in KEYS[type(record)].items():
         value = getattr(record, field)
+        if path + field not in sources and defaults(type(record)).get(field) == value:
+            continue
         if _is_group(value):
             groups.append((key, field))
         elif field == "write_bytes_per_second" and record.channels == "shared":

@@ -29,6 +29,7 @@ KEYS: dict[type, dict[str, str]] = {
         "channels": "channels",
         "latency": "latency_cycles",
         "energy": "energy_pj_per_byte",
+        "overhead": "overhead_cycles",
     },
     records.Buffer: {
         "capacity": "capacity_bytes",
@@ -46,6 +47,8 @@ KEYS: dict[type, dict[str, str]] = {
         "foldings": "foldings",
         "skew": "skew",
         "mac_energy": "mac_energy_pj",
+        "overhead": "overhead_cycles",
+        "chaining": "chaining",
     },
     records.VectorUnit: {"lanes": "lanes", "prices": "prices", "energies": "energies_pj"},
     records.VectorPrices: {name: name for name in records.VECTOR_OPERATIONS},

@@ -42,7 +42,7 @@ from flatc.dialects.accelerator import (
     field_paths,
 )
 from flatc.dialects.diagnostics import FlatcError, did_you_mean
-from flatc.dialects.records import Quantity, field_types, quantities
+from flatc.dialects.records import Quantity, defaults, field_types, quantities
 
 _Record = TypeVar("_Record")
 
@@ -105,6 +105,7 @@ class _Reader:
         self.document = document
         self.clock_hz: int | None = None
         self.sources: dict[str, str] = {}
+        self.left_out: set[str] = set()
 
     def accelerator(self) -> Accelerator:
         root, place = self.document.root, _Place()
@@ -113,7 +114,8 @@ class _Reader:
         values["sources"] = tuple((path, self.sources[path]) for path in order if path in self.sources)
         accelerator = self._build(Accelerator, values, root, place)
         for path in field_paths():
-            if accelerator.source_of(path) is None and not any(p.startswith(path + ".") for p in field_paths()):
+            is_group = any(p.startswith(path + ".") for p in field_paths())
+            if not is_group and path not in self.left_out and accelerator.source_of(path) is None:
                 help = f"add '{SOURCE}: TEXT' to the file or the group; 'assumption' is an honest source"
                 self.document.fail(root, f"no source is given for {path}", help=help)
         return accelerator
@@ -142,6 +144,9 @@ class _Reader:
             self._split_bandwidth(entries, place)
         values: dict[str, Any] = {}
         for key, field in KEYS[kind].items():
+            if key not in entries and field in defaults(kind):
+                self.left_out.add(place.down(key, field).fields)
+                continue
             if key not in entries:
                 shown = place.down(SHARED_BANDWIDTH if key == "read_bandwidth" else key, field).keys
                 self.document.fail(node, f"missing field '{shown}'", help=_example(kind, key, field))

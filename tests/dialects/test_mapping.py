@@ -62,12 +62,22 @@ def mappings() -> st.SearchStrategy[Mapping]:
         use,
         st.builds(Softmax, st.sampled_from(get_args(Algorithm)), st.sampled_from(get_args(Divide))),
         st.builds(Stages, *[stages] * 5),
+        counts,
     )
 
 
 def test_the_text_form():
     assert MAPPING.to_text(separator="\n    ").split() == TEXT.split()
     assert parse(TEXT) == MAPPING
+
+
+def test_interleaving_is_said_where_it_is_more_than_one_tile():
+    """Most mappings have one tile at a time, and their text does not mention it."""
+    assert "interleave" not in MAPPING.to_text()
+    assert MAPPING.to_text() + " interleave(4)" == replace(MAPPING, interleave=4).to_text()
+    assert parse(TEXT + "interleave(4)") == replace(MAPPING, interleave=4)
+    with pytest.raises(ParseError, match="interleave must be at least 1, got 0"):
+        parse(TEXT + "interleave(0)")
 
 
 @settings(deadline=None)
@@ -77,7 +87,7 @@ def test_every_mapping_reads_back(mapping: Mapping):
     assert parse(mapping.to_text("\n")) == mapping
 
 
-PARTS = {part.name: getattr(MAPPING, part.name) for part in fields(MAPPING)}
+PARTS = {part.name: getattr(MAPPING, part.name) for part in fields(MAPPING) if part.name != "interleave"}
 FIELDS = [(name, inner.name) for name, record in PARTS.items() for inner in fields(record)]
 
 
@@ -106,7 +116,7 @@ def test_every_field_is_in_the_text(part: str, field: str):
         ("Q x2", "Q 2", "keep: Q must have x1, x2, ... or x4096 slots"),
         ("V x4", "V x0", "keep: V must have x1, x2, ... or x4096 slots, got 'x0'"),
         ("scores x5", "scores x4097", "keep: scores must have x1, x2, ... or x4096 slots, got 'x4097'"),
-        ("at kv_head", "at query", "unknown level 'query': expected one of key, kv_head"),
+        ("at kv_head", "at group", "unknown level 'group': expected one of key, query, kv_head"),
         ("K x3 at key", "K x3", "Expected 'at'"),
         ("output stationary", "row stationary", "unknown stationarity 'row': expected one of output, weight, input"),
         ("fold 1 x 1", "fold 0 x 1", "logit: fold of rows must be at least 1, got 0"),

@@ -77,7 +77,7 @@ def test_depths_are_not_tiled(dim: str, size: int):
     ("algorithm", "divide", "stages", "expected"),
     [
         ("none", "late", WHOLE, "the kernel has a softmax and the mapping says softmax(none)"),
-        ("rows", "late", ("logit",), "the kernel has no softmax and the mapping says softmax(rows)"),
+        ("streamed", "early", ("logit",), "the kernel has no softmax and the mapping says softmax(streamed)"),
         ("online", "late", ("logit", "softmax"), "help: use rows, or streamed where rows do not fit"),
         ("rows", "late", ("softmax",), "without attend there is nothing to divide later"),
         ("online", "early", WHOLE, "online softmax knows the sum only at the end"),
