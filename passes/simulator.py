@@ -1,7 +1,8 @@
 """The simulator: when every operation of a schedule starts and ends, exactly.
 
 Plainly it takes one event at a time (`program_order` gives them, `event_simulation` executes them, `cost_model` prices
-them). Long kernels repeat themselves; `skip_ahead` passes over what repeats, with the same result to the tick.
+them). Long kernels consist of few kinds of trips; `skip_ahead` knows what many of them do at once, with the same
+result to the tick.
 
     simulate_kernel(kernel, accelerator).latency_cycles
 """
@@ -20,7 +21,8 @@ from flatc.passes.cost_model import CostModel
 from flatc.passes.event_simulation import Simulation
 from flatc.passes.primitive_costs import Work
 from flatc.passes.program_order import walk
-from flatc.passes.skip_ahead import SkipAhead
+from flatc.passes.skip_ahead import FastSimulation, OutOfBudget
+from flatc.passes.trip_plan import CannotSkip
 
 
 @dataclass(frozen=True)
@@ -40,26 +42,31 @@ class KernelSimulation:
 
 
 def simulate_kernel(kernel: KernelOp, accelerator: Accelerator, *, skip_ahead: bool = True) -> KernelSimulation:
-    """Runs one kernel. With `skip_ahead`, stretches that repeat exactly are passed over (see `skip_ahead`); the
-    result is the same to the tick."""
-    simulation = Simulation(CostModel(accelerator))
-    skipper = SkipAhead(simulation) if skip_ahead else None
-    for event in walk(kernel, skipper):
+    """Runs one kernel. With `skip_ahead` it takes trips together (see there); the result is the same to the tick."""
+    model = CostModel(accelerator)
+    if skip_ahead:
+        try:
+            return _summary(kernel, FastSimulation(kernel, model))
+        except CannotSkip:
+            pass
+    simulation = Simulation(model)
+    for event in walk(kernel):
         simulation.execute(event)
     return _summary(kernel, simulation)
 
 
-def try_simulate(kernel: KernelOp, accelerator: Accelerator, most_events: int) -> KernelSimulation | None:
-    """As `simulate_kernel`, but gives up, with None, after walking this many events."""
-    simulation = Simulation(CostModel(accelerator))
-    for walked, event in enumerate(walk(kernel, SkipAhead(simulation))):
-        if walked == most_events:
-            return None
-        simulation.execute(event)
-    return _summary(kernel, simulation)
+def try_simulate(kernel: KernelOp, accelerator: Accelerator, most_effort: int) -> KernelSimulation | None:
+    """As `simulate_kernel`, but gives up, with None, when it takes more effort than so many events.
+
+    Most kernels take far less effort than they have events.
+    """
+    try:
+        return _summary(kernel, FastSimulation(kernel, CostModel(accelerator), most_effort))
+    except (CannotSkip, OutOfBudget):
+        return None
 
 
-def _summary(kernel: KernelOp, simulation: Simulation) -> KernelSimulation:
+def _summary(kernel: KernelOp, simulation: Simulation | FastSimulation) -> KernelSimulation:
     model = simulation.model
     work, tensors = Work(), dict[str, tuple[int, int]]()
     busy: Counter[str] = Counter()

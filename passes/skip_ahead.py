@@ -1,315 +1,217 @@
-"""Skipping ahead: a simulation passes over trips that repeat exactly, and loses nothing.
+"""Skipping ahead: a simulation that does not take one event at a time, and loses nothing.
 
-The state of a simulation between two trips of a loop is a set of times: when each resource is free and done, when each
-slot was last in use, when the tokens are ready that later stages still wait for. The next trip maps it to the
-next state by maxima and additions alone, so it commutes with a shift of all times. Hence, if the trips of a stretch
-are alike and the state recurs after p trips with every time later by the same D, the rest of the stretch does nothing
-but add D every p trips:
+The state of a simulation is a set of times (`time_registers`). A trip maps it to the next state by maxima and
+additions alone, so it is a linear map of the max-plus algebra (`max_plus`), and what a whole schedule does is a script
+of such maps (`trip_scripts`). This is how times go through a script:
 
-    state(i + p) = state(i) + D   and trips i .. j alike   =>   state(i + m p) = state(i) + m D   for i + m p <= j
+- A stretch is run as events, or as a product with its matrix if it is met often enough to be worth one.
+- Alike trips in a row are a power of their map, by repeated squaring. Nothing needs to settle or recur for that.
+- A script that repeats is run until its state recurs: maps commute with a shift of all times, so if after p rounds
+  every time is later by the same D, the rest does nothing but add D every p rounds,
 
-Two kinds of times need care. A time that does not move but lies before every time at which something can still
-start in the loop (the least of the free times of the resources the loop uses) has no effect and may stay. And a
-time that no operation of the loop looks at may stay as well.
+      state(i + p) = state(i) + D   =>   state(i + m p) = state(i) + m D
 
-Trips are alike if extents, conditions and inner trip counts, as functions of the loop index, are; offsets do not
-matter to time. The last trip of a loop is never skipped, because what follows the loop belongs to it.
+  Where a script led from a state before, it leads again: another head soon comes to a state that the first head was in.
+  If nothing recurs soon, the script is made into one map itself and raised to a power.
+
+**Times that lie too far back to matter.** Every operation starts when its resource is free, or later. So no time up to
+the *horizon*, the time at which the first resource is free, has an effect on any start: two states that differ in such
+times only go the same way, and stay alike. States are compared, remembered and moved towards the base up to that.
+
+So the result is the same to the tick as that of `event_simulation`, which knows nothing of all this; tests compare the
+two on thousands of schedules.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections import Counter, deque
+from dataclasses import dataclass
 
-from xdsl.ir import BlockArgument, SSAValue
+from flatc.dialects.spatial import KernelOp, TimedOp
+from flatc.passes.cost_model import CostModel
+from flatc.passes.max_plus import LARGEST, Overflow, Times, largest
+from flatc.passes.time_registers import Registers
+from flatc.passes.trip_plan import CannotSkip
+from flatc.passes.trip_scripts import Power, Repeat, Script, ScriptWriter, Stretch
 
-from flatc.dialects.quasi_affine import Expr
-from flatc.dialects.spatial import BufferOp, ForOp, TimedOp
-from flatc.passes.event_simulation import Simulation, Slot
-from flatc.passes.program_order import Boundary, Frame
+WORTH_A_MATRIX = 6
+"""Times that a stretch is met before it gets a matrix: making one takes as long as walking it a few times."""
 
 LONGEST_PERIOD = 12
-"""Snapshots kept of each loop. The period of a max-plus system divides the lengths of its critical cycles, which
-are slot counts here; a longer period costs time, never exactness."""
+"""Rounds of a script in which its state may recur. The period of a max-plus system divides the lengths of its
+critical cycles, which are slot counts here; a longer one costs time, never exactness."""
 
-SHORTEST_STRETCH = 3
-"""Trips left below which looking for a period does not pay."""
-
-Key = tuple[Any, ...]
-
-Owner = tuple[Any, Any]
-"""Where a time is kept: a dictionary and a key of it, or an object and the name of an attribute."""
+WORTH_A_MAP = 40
+"""Rounds left from which on a script that does not recur is made into one map: that takes as long as some rounds."""
 
 
-@dataclass(slots=True)
-class _Snapshot:
-    """The state between two trips of a loop: its times, in an order that only depends on what they are.
-
-    `keys` say what each time is, `owners` where it is kept, `matters` whether the loop looks at it.
-    """
-
-    next_value: int
-    structure: Key
-    counters: dict[BufferOp, int]
-    executed: Counter[Any]
-    end: int
-    horizon: int
-    keys: list[Key] = field(default_factory=list[Key])
-    values: list[int] = field(default_factory=list[int])
-    matters: list[bool] = field(default_factory=list[bool])
-    owners: list[Owner] = field(default_factory=list[Owner])
-
-    def add(self, key: Key, value: int, matters: bool, owner: Owner) -> None:
-        """Adds one time."""
-        self.keys.append(key)
-        self.values.append(value)
-        self.matters.append(matters)
-        self.owners.append(owner)
+EFFORT_OF_PRODUCT = 4
+"""What a product with a matrix takes, in events."""
 
 
-class _LoopFacts:
-    """What of a loop does not change while it runs: who takes part, and where its trips change."""
+class OutOfBudget(Exception):
+    """The simulation would take longer than was allowed."""
 
-    def __init__(self, loop: ForOp, simulation: Simulation):
-        self.loop = loop
-        inside = set(loop.walk())
-        self.ops = [op for op in inside if isinstance(op, TimedOp)]
-        self.resources = {simulation.model.resource(op) for op in self.ops}
-        self.buffers = {buffer for buffer in inside if isinstance(buffer, BufferOp)}
-        touched = {value.owner for op in self.ops for value in (*op.reads, *op.writes)}
-        self.touched = {buffer for buffer in touched if isinstance(buffer, BufferOp)}
-        self.tokens = set(_tokens_used(loop))
-        # A token carried by a loop around may stand for any token of that loop.
-        self.any_token = any(isinstance(t, BlockArgument) and t.owner.parent_op() not in inside for t in self.tokens)
-        self.any_token |= any(isinstance(t.owner, ForOp) and t.owner not in inside for t in self.tokens)
-        self._inner = {op.index for op in inside if isinstance(op, ForOp) and op is not loop}
-        self._shaping = [
-            (expr, indices, sign_only)
-            for expr, indices, sign_only in _shaping(loop)
-            if loop.index in (indices[int(name[1:])] for name in expr.variables())
-        ]
-        # The indices of loops around that shape the trips, in a fixed order.
-        shaping = {indices[int(name[1:])]: None for expr, indices, _ in self._shaping for name in expr.variables()}
-        self._outer = [index for index in shaping if index not in self._inner and index is not loop.index]
-        self._changes: dict[Key, list[int]] = {}
 
-    def changes(self, parent: Frame, lower: int, upper: int) -> list[int]:
-        """The index values at which a stretch of alike trips begins, ascending."""
-        key = (lower, upper, *(parent.indices[index] for index in self._outer))
-        known = self._changes.get(key)
-        if known is None:
-            known = self._changes[key] = self._find_changes(parent, lower, upper)
-        return known
+class Budget:
+    """Counts the effort of a simulation: about one for each event walked, matrices and plans in proportion."""
 
-    def _find_changes(self, parent: Frame, lower: int, upper: int) -> list[int]:
+    def __init__(self, most: int | None):
+        self._left = most
+
+    def spend(self, effort: int) -> None:
+        """Takes note of some effort."""
+        if self._left is not None:
+            self._left -= effort
+            if self._left < 0:
+                raise OutOfBudget
+
+
+class FastSimulation:
+    """One simulation of one kernel. Raises `OutOfBudget`, or `CannotSkip` where it can only be walked."""
+
+    def __init__(self, kernel: KernelOp, model: CostModel, most_effort: int | None = None):
+        self.model = model
+        budget = Budget(most_effort)
+        writer = ScriptWriter(kernel, model, budget.spend)
+        times, script = _Times(writer.registers, budget), writer.write()
+        try:
+            times.run(script)
+        except Overflow as error:
+            raise CannotSkip("times lie too far apart") from error
+        self.end = times.end()
+        self.executed: Counter[tuple[TimedOp, tuple[int, ...]]] = writer.plan.executed(writer.tops)
+        for work in writer.own_work:
+            self.executed[work.op, work.extents] += 1
+
+
+class _Times:
+    """The state: times relative to a base. The base is a Python integer, so the clock never runs over."""
+
+    def __init__(self, registers: Registers, budget: Budget):
         import numpy as np
 
-        values = np.arange(lower, upper, dtype=np.int64)
-        changed = np.zeros(len(values), dtype=bool)
-        for expr, indices, sign_only in self._shaping:
-            used = {indices[int(name[1:])] for name in expr.variables()}
-            if used & self._inner:
-                return list(range(lower, upper))
-            known = {
-                f"d{i}": values if v is self.loop.index else parent.indices[v]
-                for i, v in enumerate(indices)
-                if v in used
-            }
-            result = expr.evaluate(known)
-            result = result > 0 if sign_only else result
-            changed[1:] |= result[1:] != result[:-1]
-        return [lower, *(int(v) for v in values[changed])]
+        self._free = list(registers.free.values())
+        self._done = list(registers.done.values())
+        self._times: Times = np.zeros(registers.size, dtype=np.int64)
+        self._short_lived = [0] * (registers.total - registers.size)
+        self._base = 0
+        self._bound = 0
+        self._budget = budget
+        self._known: dict[tuple[Script, bytes], tuple[bytes, int]] = {}
 
+    def end(self) -> int:
+        """When the last resource is done, on the kernel's own clock."""
+        return self._base + max((int(self._times[register]) for register in self._done), default=0)
 
-def _tokens_used(loop: ForOp) -> Iterator[SSAValue]:
-    for op in loop.walk():
-        if isinstance(op, TimedOp):
-            yield from op.after
-        elif isinstance(op, ForOp):
-            yield from op.inits
-            yield from op.yield_op.tokens
+    def run(self, script: Script) -> None:
+        """Takes the times through a script."""
+        for item in script.items:
+            if isinstance(item, Repeat):
+                self._repeat(item.script, item.count)
+            elif isinstance(item, Power):
+                self._power(item.stretch, item.count)
+            else:
+                self._stretch(item)
 
+    # --- Stretches ----------------------------------------------------------------------------------------
 
-def _shaping(loop: ForOp) -> Iterator[tuple[Expr, list[SSAValue], bool]]:
-    """The expressions inside a loop that decide what its trips do, with their indices; conditions count by sign."""
-    for op in loop.walk():
-        if isinstance(op, TimedOp):
-            for extent in op.extents:
-                yield extent.data, list(op.indices), False
-            if op.when is not None:
-                yield op.when.data, list(op.indices), True
-        elif isinstance(op, ForOp) and op is not loop:
-            yield op.lower.data, list(op.indices), False
-            yield op.upper.data, list(op.indices), False
+    def _stretch(self, stretch: Stretch) -> None:
+        if stretch.met(1) > WORTH_A_MATRIX:
+            self._product(stretch, 1, stretch.longest)
+        else:
+            self._walk(stretch, 1)
 
+    def _power(self, stretch: Stretch, count: int) -> None:
+        if stretch.met(count) > WORTH_A_MATRIX:
+            self._product(stretch, count, stretch.longest)
+        else:
+            self._walk(stretch, count)
 
-class SkipAhead:
-    """A `Skipper` for one simulation of one kernel."""
+    def _product(self, map: Stretch | Script, count: int, longest: int) -> None:
+        """Raises a map to a power, in parts if times would move too far at once."""
+        self._budget.spend(EFFORT_OF_PRODUCT)
+        touched, most = map.touched, max(1, LARGEST // 4 // max(1, longest))
+        while count:
+            some = min(count, most)
+            self._make_room(longest * some)
+            self._times[touched] = map.powers.apply(some, self._times[touched])
+            count -= some
 
-    def __init__(self, simulation: Simulation):
-        self._simulation = simulation
-        self._facts: dict[ForOp, _LoopFacts] = {}
-        self._history: dict[ForOp, tuple[Frame, list[_Snapshot]]] = {}
-        self._slots_seen = -1
-        self._by_buffer: dict[BufferOp, list[Slot]] = {}
+    def _walk(self, stretch: Stretch, count: int) -> None:
+        self._budget.spend(stretch.events * count)
+        self._make_room(stretch.longest * count)
+        times = [*self._times.tolist(), *self._short_lived]
+        for _ in range(count):
+            for piece in stretch.pieces:
+                piece.run(times)
+        self._times[:] = times[: len(self._times)]
 
-    def __call__(self, boundary: Boundary) -> int:
-        loop = boundary.chain.loops[boundary.level]
-        if boundary.upper - boundary.next_value <= SHORTEST_STRETCH:
-            return 0
-        facts = self._facts.get(loop)
-        if facts is None:
-            facts = self._facts[loop] = _LoopFacts(loop, self._simulation)
-        changes = facts.changes(boundary.parent, boundary.lower, boundary.upper)
-        stretch = bisect_right(changes, boundary.next_value - 1)
-        end = changes[stretch] if stretch < len(changes) else boundary.upper
-        left = min(end, boundary.upper - 1) - boundary.next_value
-        if left < SHORTEST_STRETCH:
-            return 0
-        return self._look(loop, facts, boundary, changes, left)
+    # --- Scripts that repeat --------------------------------------------------------------------------------
 
-    def _look(self, loop: ForOp, facts: _LoopFacts, boundary: Boundary, changes: list[int], left: int) -> int:
-        parent, snapshots = self._history.get(loop, (boundary.parent, []))
-        if parent is not boundary.parent:
-            snapshots = []
-        now = self._snapshot(facts, boundary, changes)
-        for before in reversed(snapshots):
-            shift = _recurs(before, now)
-            if shift is not None:
-                period = now.next_value - before.next_value
-                times = left // period
-                if times:
-                    self._jump(boundary, before, now, shift, period, times)
-                    snapshots = []
-                    self._history[loop] = (boundary.parent, snapshots)
-                    return period * times
-        snapshots = [*snapshots[-LONGEST_PERIOD + 1 :], now]
-        self._history[loop] = (boundary.parent, snapshots)
+    def _repeat(self, script: Script, count: int) -> None:
+        history = deque([self._state()], maxlen=LONGEST_PERIOD)
+        while count:
+            if count >= WORTH_A_MAP and len(history) == LONGEST_PERIOD:
+                self._budget.spend(EFFORT_OF_PRODUCT * script.size)
+                self._product(script, count, largest(script.powers.matrix(1)))
+                return
+            history.append(self._once(script, history[-1]))
+            count -= 1 + self._skip(history, count - 1)
+
+    def _once(self, script: Script, before: _State) -> _State:
+        """Takes the times through a script, or to where it led from the same state before."""
+        known = self._known.get((script, before.ahead))
+        if known is None:
+            self.run(script)
+            after = self._state()
+            self._known[script, before.ahead] = after.ahead, after.horizon - before.horizon
+            return after
+        self._budget.spend(EFFORT_OF_PRODUCT)
+        after = _State(before.horizon + known[1], known[0])
+        self._go_to(after)
+        return after
+
+    def _skip(self, history: deque[_State], count: int) -> int:
+        """Passes over rounds if the last state is one of those before; gives how many."""
+        now = history[-1]
+        for rounds in range(1, min(count, len(history) - 1) + 1):
+            before = history[-1 - rounds]
+            if before.ahead == now.ahead:
+                self._base += (now.horizon - before.horizon) * (count // rounds)
+                history.clear()
+                history.append(self._state())
+                return count - count % rounds
         return 0
 
-    # --- Taking a snapshot ------------------------------------------------------------------------------
+    # --- States ---------------------------------------------------------------------------------------------
 
-    def _snapshot(self, facts: _LoopFacts, boundary: Boundary, changes: list[int]) -> _Snapshot:
-        simulation = self._simulation
-        free_at = simulation.free_at
-        snapshot = _Snapshot(
-            next_value=boundary.next_value,
-            structure=self._structure(facts, boundary, changes),
-            counters={buffer: boundary.counters.get(buffer, 0) for buffer in facts.buffers},
-            executed=Counter(simulation.executed),
-            end=simulation.end,
-            horizon=min(free_at.get(resource, 0) for resource in facts.resources),
-        )
-        for word, times in (("free", free_at), ("done", simulation.done_at)):
-            for resource in sorted(times):
-                snapshot.add((word, resource), times[resource], resource in facts.resources, (times, resource))
-        self._add_slots(snapshot, facts)
-        self._add_tokens(snapshot, facts, boundary)
-        return snapshot
+    def _state(self) -> _State:
+        import numpy as np
 
-    def _add_slots(self, snapshot: _Snapshot, facts: _LoopFacts) -> None:
-        for buffer, slots in self._slots_by_buffer().items():
-            # Instances are told apart by how many came after them, so that the same state looks the same later.
-            newest = snapshot.counters.get(buffer, 0)
-            matters = buffer in facts.touched
-            for slot in sorted(slots, key=lambda slot: -slot.instance):
-                age = newest - slot.instance
-                snapshot.add((buffer, age), slot.in_use_until, matters, (slot, "in_use_until"))
-                snapshot.add((buffer, age), slot.handed_over, matters, (slot, "handed_over"))
+        horizon = int(self._times[self._free].min(initial=LARGEST))
+        return _State(self._base + horizon, np.maximum(self._times - horizon, 0).tobytes())
 
-    def _slots_by_buffer(self) -> dict[BufferOp, list[Slot]]:
-        slots = self._simulation.slots
-        if len(slots) != self._slots_seen:
-            self._slots_seen = len(slots)
-            self._by_buffer = {}
-            for (buffer, _), slot in slots.items():
-                self._by_buffer.setdefault(buffer, []).append(slot)
-        return self._by_buffer
+    def _go_to(self, state: _State) -> None:
+        import numpy as np
 
-    def _add_tokens(self, snapshot: _Snapshot, facts: _LoopFacts, boundary: Boundary) -> None:
-        seen: set[int] = set()
-        for age, trip in enumerate(boundary.window):
-            for level, frame in enumerate(trip.frames):
-                if level >= boundary.level and id(frame) not in seen:
-                    seen.add(id(frame))
-                    for token, value in frame.values.items():
-                        snapshot.add((age, level, token), value, True, (frame.values, token))
-        outer: Frame | None = boundary.parent
-        while outer is not None:
-            for token, value in outer.values.items():
-                matters = facts.any_token or token in facts.tokens
-                snapshot.add((id(outer), token), value, matters, (outer.values, token))
-            outer = outer.parent
+        self._base = state.horizon
+        self._times = np.frombuffer(state.ahead, dtype=np.int64).copy()
+        self._bound = int(self._times.max())
 
-    @staticmethod
-    def _structure(facts: _LoopFacts, boundary: Boundary, changes: list[int]) -> Key:
-        """What decides the operations that the trips at work still owe, beside the times."""
-        shape: list[Key] = []
-        for trip in boundary.window:
-            frames = trip.frames
-            inside = len(frames) > boundary.level and frames[boundary.level].parent is boundary.parent
-            stretch = bisect_right(changes, frames[boundary.level].indices[facts.loop.index]) if inside else -1
-            shape.append((tuple(trip.first), tuple(trip.last), stretch, 0 if inside else id(frames[-1])))
-        return tuple(shape)
-
-    # --- Jumping ----------------------------------------------------------------------------------------
-
-    def _jump(self, boundary: Boundary, before: _Snapshot, now: _Snapshot, shift: int, period: int, times: int) -> None:
-        """Puts simulation, frames and counters where they are after `times` more periods."""
-        simulation = self._simulation
-        for value, old, owner in zip(now.values, before.values, now.owners, strict=True):
-            if value - old == shift:
-                _put(owner, value + shift * times)
-        if now.end - before.end == shift:
-            simulation.end += shift * times
-        for key, count in now.executed.items():
-            simulation.executed[key] += (count - before.executed[key]) * times
-        created = {buffer: (now.counters[buffer] - before.counters[buffer]) * times for buffer in now.counters}
-        self._renumber(boundary, created, period * times)
-
-    def _renumber(self, boundary: Boundary, created: dict[BufferOp, int], trips: int) -> None:
-        for buffer, count in created.items():
-            if count:
-                boundary.counters[buffer] += count
-        slots = self._simulation.slots
-        moved: dict[tuple[BufferOp, int], Slot] = {}
-        for (buffer, place), slot in list(slots.items()):
-            if created.get(buffer):
-                slot.instance += created[buffer]
-                moved[buffer, slot.instance % buffer.slots.data] = slot
-                del slots[buffer, place]
-        slots.update(moved)
-        index = boundary.chain.loops[boundary.level].index
-        seen: set[int] = set()
-        for trip in boundary.window:
-            for frame in trip.frames[boundary.level :]:
-                if id(frame) not in seen:
-                    seen.add(id(frame))
-                    frame.indices[index] += trips
-                    for buffer in frame.instances:
-                        frame.instances[buffer] += created.get(buffer, 0)
+    def _make_room(self, distance: int) -> None:
+        """Before times move on by up to `distance`: moves the base along, if they would come too far from it."""
+        self._bound += distance
+        if self._bound > LARGEST:
+            self._go_to(self._state())
+            self._bound += distance
+        if self._bound > LARGEST:
+            raise CannotSkip("one of its resources has too little to do for the others")
 
 
-def _recurs(before: _Snapshot, now: _Snapshot) -> int | None:
-    """The shift between two states that are the same but for it, or None."""
-    if before.structure != now.structure or before.keys != now.keys:
-        return None
-    shift = now.horizon - before.horizon
-    if shift <= 0:
-        return None
-    for value, old, matters in zip(now.values, before.values, now.matters, strict=True):
-        moved = value - old
-        if moved != shift and (moved or (matters and value > before.horizon)):
-            return None
-    return shift
+@dataclass(frozen=True)
+class _State:
+    """The horizon, and how far ahead of it each time lies; what lies behind it may as well lie at it."""
 
-
-def _put(owner: Owner, value: int) -> None:
-    holder, key = owner
-    if isinstance(holder, dict):
-        holder[key] = value
-    else:
-        setattr(holder, key, value)
+    horizon: int
+    ahead: bytes
