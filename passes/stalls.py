@@ -22,8 +22,8 @@ from flatc.dialects.spatial import KernelOp, LoadOp, MatmulOp, StoreOp, TimedOp,
 from flatc.passes.cost_model import CostModel
 from flatc.passes.event_simulation import Simulation
 from flatc.passes.program_order import Event, walk
+from flatc.passes.recurrence import Recurrence
 from flatc.passes.simulator import tensor_name
-from flatc.passes.skip_ahead import SkipAhead
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _buffer(op: MatmulOp) -> tuple[str, int]:
 def kernel_time(kernel: KernelOp, accelerator: Accelerator) -> KernelTime:
     """Simulates one kernel and says where its time went."""
     simulation = StallSimulation(CostModel(accelerator))
-    for event in walk(kernel, SkipAhead(simulation)):
+    for event in walk(kernel, Recurrence(simulation)):
         simulation.execute(event)
     return _summary(simulation)
 
