@@ -1,4 +1,6 @@
-"""Skipping ahead: a simulation passes over trips that repeat exactly, and loses nothing.
+"""Recurrence: a simulation event by event passes over trips that repeat exactly, and loses nothing.
+
+Counting stalls (`stalls`) needs every event of a trip, which the maps of `skip_ahead` do not show.
 
 The state of a simulation between two trips of a loop is a set of times: when each resource is free and done, when each
 slot was last in use, when the tokens are ready that later stages still wait for. The next trip maps it to the
@@ -146,7 +148,7 @@ def _shaping(loop: ForOp) -> Iterator[tuple[Expr, list[SSAValue], bool]]:
             yield op.upper.data, list(op.indices), False
 
 
-class SkipAhead:
+class Recurrence:
     """A `Skipper` for one simulation of one kernel."""
 
     def __init__(self, simulation: Simulation):
