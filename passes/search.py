@@ -8,7 +8,9 @@ of every family is kept, so that `tile-attention` can simulate a few that differ
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, Literal
 
 from flatc.dialects.accelerator import Accelerator
@@ -19,10 +21,8 @@ from flatc.passes.key_geometry import key_geometry
 from flatc.passes.map_space import Family, columns, families
 from flatc.passes.primitive_costs import (
     MatmulTile,
-    array_cycles,
     ceil_divide,
     fold_limits,
-    operand_traffic,
     spatial_extents,
 )
 from flatc.passes.problem import AttentionProblem
@@ -148,7 +148,7 @@ def _best_of_family(
     if not column.size:
         return None, covered, 0
     best: Choice | None = None
-    for structure, part in _with_array_use(problem, accelerator, family, column, objective):
+    for structure, part in _with_array_use(problem, accelerator, family, column):
         cost = evaluate(problem, accelerator, structure, part)
         index, ranking = _rank(cost, _tiles_visited(problem, part), objective)
         if best is None or ranking < best.ranking:
@@ -177,48 +177,30 @@ def _rank(cost: ClosedForm, tiles: Any, objective: Objective) -> tuple[int, tupl
 
 
 def _with_array_use(
-    problem: AttentionProblem, accelerator: Accelerator, family: Family, column: Columns, objective: Objective
-) -> list[tuple[Structure, Columns]]:
-    """Gives each mapping its best stationarity and fold, product by product, and groups by stationarity.
-
-    Products share only the array's time, so the use of the array that is best for one is best beside any use
-    for the other: fewest cycles, then least buffer traffic (the other way round where energy is sought).
-    """
-    import numpy as np
-
+    problem: AttentionProblem, accelerator: Accelerator, family: Family, column: Columns
+) -> Iterator[tuple[Structure, Columns]]:
+    """A column with every use of the array: any stationarity for each product, its fold as large as it can be."""
     stationarities = accelerator.array.stationarities
-    choices: dict[str, Any] = {}
-    for product in ("logit", "attend"):
-        if not problem.has(product):
-            choices[product] = np.zeros(column.size, dtype=np.int64)
-            continue
-        options = [_array_use(problem, accelerator, column, product, s) for s in stationarities]
-        cycles = np.stack([option[0] for option in options])
-        traffic = np.stack([option[1] for option in options])
-        first, second = (traffic, cycles) if objective == "energy" else (cycles, traffic)
-        choice = np.lexsort((second, first), axis=0)[0]
-        choices[product] = choice
-        rows = np.choose(choice, [option[2] for option in options])
-        columns_ = np.choose(choice, [option[3] for option in options])
-        column = replace(column, **{f"{product}_fold_rows": rows, f"{product}_fold_columns": columns_})
-    found: list[tuple[Structure, Columns]] = []
-    for i, logit in enumerate(stationarities):
-        for j, attend in enumerate(stationarities):
-            chosen = np.flatnonzero((choices["logit"] == i) & (choices["attend"] == j))
-            if chosen.size:
-                found.append((_structure(family, logit, attend), column.take(chosen)))
-    return found
+    logits = stationarities if problem.has("logit") else stationarities[:1]
+    attends = stationarities if problem.has("attend") else stationarities[:1]
+    for logit, attend in product(logits, attends):
+        folds = _folds(problem, accelerator, column, "logit", logit) | _folds(
+            problem, accelerator, column, "attend", attend
+        )
+        yield _structure(family, logit, attend), replace(column, **folds)
 
 
-def _array_use(
-    problem: AttentionProblem, accelerator: Accelerator, column: Columns, product: str, stationarity: str
-) -> tuple[Any, Any, Any, Any]:
-    """(cycles, traffic, fold of rows, fold of columns) of one full tile, per element of work."""
+def _folds(
+    problem: AttentionProblem, accelerator: Accelerator, column: Columns, name: str, stationarity: str
+) -> dict[str, Any]:
+    """The largest folds of one product that the machine permits and the tile has pieces for."""
     import numpy as np
 
+    if not problem.has(name):
+        return {}
     array = accelerator.array
     batch, rows = column.batch * column.kv_head, column.group * column.query
-    if product == "logit":
+    if name == "logit":
         tile = MatmulTile(batch, rows, column.key, rows * 0 + problem.d_qk)
     else:
         tile = MatmulTile(batch, rows, rows * 0 + problem.d_v, column.key)
@@ -227,6 +209,4 @@ def _array_use(
     pieces = batch * ceil_divide(p, array.rows) * ceil_divide(q, array.columns)
     fold_columns = np.minimum(most_columns, pieces)
     fold_rows = np.minimum(most_rows, ceil_divide(pieces, fold_columns))
-    cycles = array_cycles(array, stationarity, (fold_rows, fold_columns), tile).busy
-    traffic = operand_traffic(array, stationarity, tile, accumulate=product == "attend")
-    return cycles, traffic.a_reads + traffic.b_reads + traffic.c_reads + traffic.c_writes, fold_rows, fold_columns
+    return {f"{name}_fold_rows": fold_rows, f"{name}_fold_columns": fold_columns}
