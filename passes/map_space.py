@@ -4,7 +4,8 @@ Tiles come from stated finite sets, so that "best" has a meaning:
 
     query, key   powers of two, multiples of the array's sides (1, 2, 3, 4, 6, 8, ... times), the whole, and the
                  balanced tiles ceil(size / n) for n up to 16
-    heads        divisors: of the group first, then kv heads, then batch, up to 64 query heads in a tile
+    heads        divisors: of the group first, then kv heads, then batch, up to 64 query heads in a tile, and FLAT's
+                 corners: all heads of one batch, all of every batch
     pipelining   `overlapped`: attend works one trip behind logit on a second set of scores;
                  `in turn`: one set of scores, array and vector unit alternate; `single`: no second slot anywhere
 
@@ -119,7 +120,9 @@ def head_tiles(problem: AttentionProblem, strategy: str) -> list[tuple[int, int,
     found = [(1, 1, group) for group in _divisors(p.group)]
     found += [(1, kv_head, p.group) for kv_head in _divisors(p.kv_heads) if kv_head > 1]
     found += [(batch, p.kv_heads, p.group) for batch in _divisors(p.batch) if batch > 1]
-    return [tile for tile in found if tile == (1, 1, 1) or tile[0] * tile[1] * tile[2] <= MOST_HEADS_IN_A_TILE]
+    found = [tile for tile in found if tile[0] * tile[1] * tile[2] <= MOST_HEADS_IN_A_TILE]
+    corners = [(1, 1, 1), (1, p.kv_heads, p.group), (p.batch, p.kv_heads, p.group)]
+    return list(dict.fromkeys([*found, *corners]))
 
 
 def columns(problem: AttentionProblem, accelerator: Accelerator, strategy: str, family: Family) -> Columns:
