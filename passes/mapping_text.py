@@ -20,17 +20,22 @@ from flatc.dialects.mapping import Mapping
 
 def format_mappings(mappings: Dictionary[str, Mapping]) -> str:
     """The text of a file with these mappings, by kernel name."""
-    parts = [f'"{name}" #flat.mapping<\n  {mapping.to_text(chr(10) + "  ")}>\n' for name, mapping in mappings.items()]
+    parts = [f"{_quoted(name)} #flat.mapping<\n  {m.to_text(chr(10) + '  ')}>\n" for name, m in mappings.items()]
     return "\n".join(parts)
+
+
+def _quoted(name: str) -> str:
+    escaped = name.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def parse_mappings(text: str, file: str = "mapping") -> dict[str, Mapping]:
     """Mappings by kernel name; a mapping without a name has the empty name. Raises `FlatcError` with the place."""
     context = Context()
     context.load_dialect(Flat)
-    parser = Parser(context, text, name=file)
     found: dict[str, Mapping] = {}
     try:
+        parser = Parser(context, text, name=file)
         while parser.pos < len(text.rstrip()):
             name = parser.parse_optional_str_literal() or ""
             attribute = parser.parse_attribute()
