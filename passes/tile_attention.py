@@ -116,12 +116,12 @@ MOST_EVENTS = 12_000
 def _simulated_best(kernel: FusedOp, choices: list[Choice], accelerator: Accelerator, objective: Objective) -> Choice:
     """The best of the choices by simulated latency.
 
-    The closed form never lies above the simulator, so a choice whose closed form is above the best simulated
-    latency cannot win and is not simulated.
+    The closed form never lies above the simulator, so a choice that its closed form ranks behind what was simulated
+    cannot win and is not simulated.
     """
     best: tuple[tuple[float, ...], Choice] | None = None
     for choice in choices:
-        if best is not None and choice.ranking[0] >= best[0][0]:
+        if best is not None and choice.ranking >= best[0]:
             break
         ranking = _with_latency(choice.ranking, objective, _judged_cycles(kernel, choice.mapping, accelerator))
         if best is None or ranking < best[0]:
