@@ -50,7 +50,21 @@ def _fusemax_study(records: Sequence[Record]) -> list[Table]:
     return tables(records)
 
 
+def _rtl_products(records: Sequence[Record]) -> list[Table]:
+    from flatc.validation.rtl import product_tables
+
+    return product_tables(records)
+
+
+def _rtl_fused(records: Sequence[Record]) -> list[Table]:
+    from flatc.validation.rtl import fused_tables
+
+    return fused_tables(records)
+
+
 SOURCES = (
+    Source("rtl_gemm.csv", "RTL, one product", _rtl_products),
+    Source("rtl_fused_gemm.csv", "RTL, two fused products", _rtl_fused),
     Source("fusemax_flat.csv", "FLAT's own code", _flat_paper),
     Source("fusemax_flat.csv", "FuseMax study", _fusemax_study),
 )

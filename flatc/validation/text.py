@@ -23,6 +23,9 @@ from flatc.validation.model import Row, Statistics, Table
 
 WIDTH = 110
 
+MOST_ROWS = 60
+"""A longer table shows as many of its rows, those with the largest errors; statistics are over all. JSON has all."""
+
 
 def render(tables: Sequence[Table]) -> str:
     """All tables, ending with a newline."""
@@ -39,10 +42,15 @@ def _lines(table: Table) -> Iterator[str]:
     if table.rows:
         yield f"{len(table.rows)} rows of {table.file}, tolerance {_percent(table.tolerance)}"
         yield from lines_of([*_summary(table)], "<>><<", "  ")
-        yield ""
-        yield from lines_of(
-            [["", "recorded", "flatc", "error", ""], *(_row(table, row) for row in table.rows)], "<>>><", "  "
-        )
+        shown = _shown(table)
+        if not shown:
+            yield "  every row is exact"
+        else:
+            yield ""
+            heading = ["", "recorded", "flatc", "error", ""]
+            yield from lines_of([heading, *(_row(table, row) for row in shown)], "<>>><", "  ")
+        if 0 < len(shown) < len(table.rows):
+            yield f"  and {len(table.rows) - len(shown)} rows that are as near or nearer"
     elif not table.notes:
         yield "no rows"
     for number, reason in enumerate(table.reasons, 1):
@@ -52,8 +60,18 @@ def _lines(table: Table) -> Iterator[str]:
         yield from wrap("note: " + note, WIDTH, subsequent_indent="      ")
 
 
+def _shown(table: Table) -> Sequence[Row]:
+    if len(table.rows) <= MOST_ROWS:
+        return table.rows
+    if all(row.error == 0 for row in table.rows):
+        return ()
+    return sorted(table.rows, key=lambda row: -abs(row.error or 0.0))[:MOST_ROWS]
+
+
 def _summary(table: Table) -> Iterator[list[str]]:
-    for name, found in (("as recorded", table.expressed), ("approximated", table.approximated)):
+    together = table.statistics if table.expressed and table.approximated else None
+    parts = (("as recorded", table.expressed), ("approximated", table.approximated), ("together", together))
+    for name, found in parts:
         if found is not None:
             yield [
                 name,

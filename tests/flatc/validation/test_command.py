@@ -8,6 +8,7 @@ import pytest
 from flatc.cli import main
 
 
+@pytest.mark.slow
 def test_the_shipped_figures_have_no_miss_without_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", "--json"]) == 0
     tables = json.loads(capsys.readouterr().out)["tables"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from flatc.validation import Row, Table, render_table, to_json
+from flatc.validation.text import MOST_ROWS
 
 ROWS = (
     Row("good", 100.0, 100.6),
@@ -49,6 +51,7 @@ def test_text():
             "4 rows of file.csv, tolerance 1 %",
             "  as recorded   2 rows  1 within  mean error 2.8 %  worst -5.0000 % (low)",
             "  approximated  1 rows  0 within  mean error 200 %  worst +200.0 % (known)",
+            "  together      3 rows  1 within  mean error 69 %   worst +200.0 % (known)",
             "",
             "           recorded    flatc      error",
             "  good        100 s  100.6 s  +0.6000 %",
@@ -60,6 +63,21 @@ def test_text():
             "note: a note",
         ]
     )
+
+
+def test_a_long_table_shows_its_largest_errors():
+    rows = tuple(Row(f"row {i}", 100.0, 100.0 + i, ()) for i in range(MOST_ROWS + 5))
+    text = render_table(replace(TABLE, rows=rows))
+    assert f"row {MOST_ROWS + 4} " in text
+    assert "row 0 " not in text
+    assert text.count("\n  row ") == MOST_ROWS
+    assert "and 5 rows that are as near or nearer" in text
+
+
+def test_a_long_table_without_errors_shows_no_rows():
+    rows = tuple(Row(f"row {i}", 100.0, 100.0, ()) for i in range(MOST_ROWS + 5))
+    text = render_table(replace(TABLE, rows=rows))
+    assert text.endswith("  every row is exact\nnote: a note")
 
 
 def test_json_holds_every_number():

@@ -6,6 +6,8 @@ import csv
 import json
 from functools import cache
 from pathlib import Path
+from shutil import copyfile
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -28,8 +30,10 @@ STUDY = [f"study-{design}-{what}" for design in ("unfused", "flat", "fusemax") f
 
 @cache
 def tables() -> dict[str, Table]:
-    """Every table of the shipped files."""
-    return {table.name: table for table in validate()}
+    """The tables of `fusemax_flat.csv`; those of the RTL have tests of their own."""
+    with TemporaryDirectory() as folder:
+        copyfile(REFERENCE / "fusemax_flat.csv", Path(folder) / "fusemax_flat.csv")
+        return {table.name: table for table in validate(Path(folder))}
 
 
 def recorded_rows() -> list[dict[str, str]]:
@@ -101,9 +105,10 @@ def test_fusemax_latency_is_not_expressed_yet():
     assert tables()["study-fusemax-latency"].expressed is None
 
 
-def test_the_document_has_these_tables():
+@pytest.mark.slow
+def test_the_document_has_every_table():
     text = DOCUMENT.read_text(encoding="utf-8")
-    assert fill(text, list(tables().values())) == text, "run python -m flatc.validation.document docs/validation.md"
+    assert fill(text, validate()) == text, "run python -m flatc.validation.document docs/validation.md"
 
 
 def test_a_document_without_a_place_for_a_table_is_refused():
@@ -254,7 +259,8 @@ def test_a_missing_file_is_skipped_with_a_note(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "other.csv").write_text("a\n1\n")
     notes = [note for table in validate(tmp_path) for note in table.notes]
     assert notes
-    assert all("skipped, there is no fusemax_flat.csv" in note for note in notes)
+    assert all(note.startswith("skipped, there is no ") for note in notes)
+    assert any("fusemax_flat.csv" in note for note in notes)
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path):
