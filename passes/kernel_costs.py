@@ -1,8 +1,9 @@
 """What a kernel of a schedule costs: simulated where that is quick, else by the closed form.
 
-This is the one place that decides between the two. Simulation is exact and takes time for each event that it cannot
-skip; the closed form of the kernel's mapping takes none, counts bytes and work just as exactly, and gives a latency
-that the schedule cannot beat (`passes/closed_form.py` says how near it comes).
+This is the one place that decides between the two. Simulation is exact and takes time that grows with the number of
+different trips, not with all of them (`passes/skip_ahead.py`), so it is quick at nearly any length. The closed form of
+the kernel's mapping takes none, counts bytes and work just as exactly, and gives a latency that the schedule cannot
+beat (`passes/closed_form.py` says how near it comes).
 
     costs = kernel_costs(kernel, accelerator)
     costs.latency_cycles, costs.source               # Fraction(...), "simulated"
@@ -37,9 +38,9 @@ if TYPE_CHECKING:
 else:
     Ints = Any
 
-MOST_EVENTS = 5_000
-"""A simulation that has walked so many operations gives up, unless it is asked for: about 0.2 seconds. Trips
-that repeat are skipped and not walked, so most kernels of any length stay below it."""
+MOST_EFFORT = 250_000
+"""A simulation that takes as long as walking so many operations gives up, unless it is asked for: about a second.
+Nearly every kernel takes a tenth of that or less, at any length."""
 
 Source = Literal["simulated", "closed form"]
 Simulate = Literal["auto", "always", "never"]
@@ -65,7 +66,7 @@ def kernel_costs(kernel: KernelOp, accelerator: Accelerator, simulate: Simulate 
     if simulate == "always":
         found = simulate_kernel(kernel, accelerator)
     elif simulate == "auto":
-        found = try_simulate(kernel, accelerator, MOST_EVENTS)
+        found = try_simulate(kernel, accelerator, MOST_EFFORT)
     attention, events = kernel_attention(kernel), count_events(kernel)
     if found is not None:
         return _simulated(found, attention, events)

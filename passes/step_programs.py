@@ -23,7 +23,7 @@ from xdsl.ir import BlockArgument, OpResult, SSAValue
 
 from flatc.dialects.pipeline import Entry
 from flatc.dialects.spatial import BufferOp, ForOp, StartOp, TimedOp
-from flatc.passes.nest_facts import ChainFacts, buffers_of
+from flatc.passes.nest_facts import ChainFacts
 from flatc.passes.time_registers import Registers
 from flatc.passes.trip_plan import Busy, CannotSkip, Kind
 
@@ -133,9 +133,9 @@ class View:
         level, trip = self._chain.levels[token.owner], self._window[age]
         assert trip is not None
         loop = self._chain.loops[level]
-        if trip.fresh[level]:
-            return self.resolve(loop.inits[token.index - 1], age)
         yielded = loop.yield_op.tokens[token.index - 1]
+        if trip.fresh[level] or yielded is token:
+            return self.resolve(loop.inits[token.index - 1], age)
         before = self._ordinal(age, level) + 1
         for older in range(age + 1, len(self._window)):
             trip = self._window[older]
@@ -190,7 +190,7 @@ class Program:
         resource = registers.resource[op]
         free = registers.free[resource]
         sources, slots = {free, *self._waits(op, entry.stage)}, set[int]()
-        for buffer in buffers_of(op):
+        for buffer in registers.touches[op]:
             age = self._view.age_of(buffer, entry.stage)
             if age is not None and buffer in registers.slots:
                 earlier, mine = instance_registers(registers, buffer, age)
@@ -204,7 +204,9 @@ class Program:
         return Event(sources, self._view.register_written(op.token, entry.stage))
 
     def _waits(self, op: TimedOp, age: int) -> list[int]:
-        return [found for token in op.after if (found := self._view.resolve(token, age)) is not None]
+        return [
+            found for token in self._registers.waits_for[op] if (found := self._view.resolve(token, age)) is not None
+        ]
 
     def _nested(self, place: int, entry: Entry, loop: ForOp) -> NestedRun:
         inner = self._registers.facts.chain(loop)

@@ -109,8 +109,8 @@ def _attach_best(kernel: FusedOp, accelerator: Accelerator, strategy: str, objec
     return choice
 
 
-MOST_EVENTS = 12_000
-"""Events walked for one mapping before it is judged on a shorter problem."""
+MOST_EFFORT = 40_000
+"""What simulating one mapping may take, in events walked, before it is judged on a shorter problem: about 0.2 s."""
 
 
 def _simulated_best(kernel: FusedOp, choices: list[Choice], accelerator: Accelerator, objective: Objective) -> Choice:
@@ -132,13 +132,13 @@ def _simulated_best(kernel: FusedOp, choices: list[Choice], accelerator: Acceler
 
 def _judged_cycles(kernel: FusedOp, mapping: Mapping, accelerator: Accelerator) -> float:
     """Simulated latency; where that takes too long, the closed form scaled by how far it is off when shortened."""
-    found = try_simulate(lower_kernel_alone(kernel, mapping), accelerator, MOST_EVENTS)
+    found = try_simulate(lower_kernel_alone(kernel, mapping), accelerator, MOST_EFFORT)
     if found is not None:
         return float(found.latency_cycles)
     problem = match_kernel(kernel).problem
     whole = float(evaluate_mapping(problem, accelerator, mapping).latency_cycles[0])
     short = _shortened(problem, mapping)
-    simulated = try_simulate(lower_kernel_alone(kernel, mapping, short), accelerator, MOST_EVENTS)
+    simulated = try_simulate(lower_kernel_alone(kernel, mapping, short), accelerator, MOST_EFFORT)
     if simulated is None:
         return whole
     return (

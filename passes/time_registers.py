@@ -42,6 +42,8 @@ class Registers:
         self.free = {resource: self._take() for resource in resources}
         self.done = {resource: self._take() for resource in resources}
         self.resource = {op: model.resource(op) for op in ops}
+        self.waits_for = {op: tuple(op.after) for op in ops}
+        self.touches = {op: tuple(buffers_of(op)) for op in ops}
         self.slots = {buffer: self._places(n) for buffer, n in self._instances(ops).items()}
         frames = self._frames_asked_for(ops)
         kept = {token: count - self._is_short_lived(token) for token, count in frames.items()}
@@ -68,7 +70,7 @@ class Registers:
         latest: dict[BufferOp, int] = {}
         users: dict[BufferOp, set[str | None]] = {}
         for op in ops:
-            for buffer in buffers_of(op):
+            for buffer in self.touches[op]:
                 home = self.facts.home(buffer)
                 if home is not None:
                     latest[buffer] = max(latest.get(buffer, 0), home.stage_of(op))
@@ -91,7 +93,7 @@ class Registers:
         """For each token that somebody waits for, how many of its frames can be asked for."""
         found: Counter[SSAValue] = Counter()
         for op in ops:
-            for token in op.after:
+            for token in self.waits_for[op]:
                 self._ask(found, op, token)
         for root, chain in self.facts.chains.items():
             for token in root.inits:

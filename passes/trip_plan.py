@@ -180,7 +180,6 @@ class TripPlan:
         import numpy as np
 
         row, start, count = self._stretches(shaping, level, _rows_of(columns, bounds.rows), bounds)
-        self._spend(len(row))
         place = bounds.rows[row]
         inner = _rows_of(columns, place) | {shaping.names[level]: start}
         at_start, at_end = start == bounds.lower[row], start + count == bounds.upper[row]
@@ -230,12 +229,14 @@ class TripPlan:
         marks = None if shaping.every[level] else self._marks(shaping, level, columns, bounds)
         trips = bounds.upper - bounds.lower
         if marks is None:
+            self._spend(int(trips.sum()))
             if int(trips.sum()) > MOST_ROWS:
                 raise CannotSkip("there are too many different trips")
             row = np.repeat(np.arange(len(trips)), trips)
             start = np.arange(len(row)) - np.repeat(np.cumsum(trips) - trips - bounds.lower, trips)
             return row, start, np.ones(len(row), dtype=np.int64)
         row, start = np.concatenate([row for row, _ in marks]), np.concatenate([start for _, start in marks])
+        self._spend(len(row))
         row, start = _sorted_pairs(row, start)
         following = np.append(start[1:], 0)
         last = np.append(row[1:] != row[:-1], True)

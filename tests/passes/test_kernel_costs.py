@@ -7,9 +7,12 @@ from dataclasses import replace
 
 import pytest
 
+from flatc.accelerators import load
+from flatc.builder import causal
 from flatc.dialects.diagnostics import FlatcError
-from flatc.dialects.mapping import Keep, Softmax
-from flatc.passes.kernel_costs import MOST_EVENTS, count_events, kernel_costs
+from flatc.dialects.mapping import ArrayUse, Keep, Mapping, Softmax, Stages, Tiles
+from flatc.dialects.spatial import KernelOp
+from flatc.passes.kernel_costs import count_events, kernel_costs
 from flatc.passes.program_order import walk
 from tests.support import Sizes, attention_graph, random_case, random_mapping, schedule
 
@@ -47,11 +50,37 @@ def test_counting_takes_no_time_that_grows_with_the_number_of_events():
     assert count_events(kernel) > 1000 * 10_000 * 10_000
 
 
-def test_long_kernels_are_priced_by_their_closed_form_unless_asked_otherwise():
+def causal_kernel(tile: int) -> KernelOp:
+    """16 heads of 64K tokens, 2^33 key tiles of 64 and more of smaller ones."""
+    mapping = Mapping(
+        Tiles(1, 1, 1, tile, 64, 8, 8),
+        Keep(2, 2, 2, 2, 2),
+        ArrayUse("output"),
+        ArrayUse("output"),
+        Softmax("rows", "late"),
+        Stages(0, 0, 0, 1, 2),
+    )
+    sizes = Sizes(batch=16, queries=1 << 16, keys=1 << 16)
+    big = replace(load("cloud"), buffer=replace(load("cloud").buffer, capacity_bytes=1 << 40))
+    return schedule(attention_graph(sizes, causal()), mapping, big).kernels()[0]
+
+
+def test_long_kernels_are_simulated():
+    kernel = causal_kernel(64)
+    assert count_events(kernel) > 10_000_000
+    assert kernel_costs(kernel, load("cloud")).source == "simulated"
+
+
+def test_what_takes_too_long_is_priced_by_its_closed_form():
+    """Every row of its own: 64K tiles of queries of which no two are alike."""
+    kernel = causal_kernel(1)
+    assert kernel_costs(kernel, load("cloud")).source == "closed form"
+    kernel.mapping = None
+    with pytest.raises(FlatcError, match="without a mapping it has no closed form"):
+        kernel_costs(kernel, load("cloud"))
+
+
+def test_the_source_can_be_asked_for():
     case = random_case(random.Random(1))
-    assert count_events(case.kernel) < MOST_EVENTS
     assert kernel_costs(case.kernel, case.accelerator).source == "simulated"
     assert kernel_costs(case.kernel, case.accelerator, "never").source == "closed form"
-    case.kernel.mapping = None
-    with pytest.raises(FlatcError, match="without a mapping it has no closed form"):
-        kernel_costs(case.kernel, case.accelerator, "never")
