@@ -80,7 +80,7 @@ def find_mappings(
     *,
     kernel: str = "kernel",
 ) -> list[Choice]:
-    """The best mapping of every family that a strategy admits, best first."""
+    """The best mapping of every family that a strategy admits, best first, each once."""
     check_strategy(strategy, objective)
     _check_machine(problem, accelerator, kernel)
     best: list[Choice] = []
@@ -93,8 +93,10 @@ def find_mappings(
                 best.append(found)
     if not best:
         raise _nothing_fits(problem, accelerator, strategy, kernel)
-    best.sort(key=lambda choice: choice.ranking)
-    return [replace(choice, covered=covered, legal=legal) for choice in best]
+    distinct: dict[Mapping, Choice] = {}
+    for choice in sorted(best, key=lambda choice: choice.ranking):
+        distinct.setdefault(choice.mapping, replace(choice, covered=covered, legal=legal))
+    return list(distinct.values())
 
 
 def _check_machine(problem: AttentionProblem, accelerator: Accelerator, kernel: str) -> None:
