@@ -44,7 +44,6 @@ critical cycles, which are slot counts here; a longer one costs time, never exac
 WORTH_A_MAP = 40
 """Rounds left from which on a script that does not recur is made into one map: that takes as long as some rounds."""
 
-
 EFFORT_OF_PRODUCT = 4
 """What a product with a matrix takes, in events."""
 
