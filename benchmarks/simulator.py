@@ -23,10 +23,10 @@ from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.flat import FusedOp, MappingAttr
 from flatc.dialects.spatial import KernelOp
 from flatc.passes.fuse_attention import FuseAttentionPass
+from flatc.passes.kernels.problem import match_kernel
 from flatc.passes.lower_to_spatial import LowerToSpatialPass
-from flatc.passes.problem import match_kernel
-from flatc.passes.search import find_mapping
-from flatc.passes.simulator import KernelSimulation, simulate_kernel
+from flatc.passes.mapping.search import find_mapping
+from flatc.passes.simulation.simulator import KernelSimulation, simulate_kernel
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import flatc
 from flatc.accelerators import load
-from flatc.passes.live_footprint import live_elements
-from flatc.passes.schedule_problem import kernel_attention
+from flatc.passes.kernels.schedule_problem import kernel_attention
+from flatc.passes.mapping.live_footprint import live_elements
 from flatc.report import to_text
 from flatc.report.build import schedule_of
 from flatc.report.tables import duration, percent, size, table

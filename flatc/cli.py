@@ -246,7 +246,7 @@ def _print_report(result: Compilation, *, as_json: bool) -> None:
 def explain_command(arguments: argparse.Namespace) -> int:
     """`flatc explain`: named causes that add up to the gap, and what each resource waits for."""
     from flatc.dialects.accelerator import accelerator_of
-    from flatc.passes.explanation import explain
+    from flatc.passes.cost.explanation import explain
     from flatc.report.build import schedule_of
     from flatc.report.explain import explanation_json, explanation_text
 

@@ -31,9 +31,9 @@ from flatc.dialects.accelerator import MODULE_ATTRIBUTE, Accelerator, attach_acc
 from flatc.dialects.diagnostics import FlatcError, did_you_mean, position_of
 from flatc.dialects.flat import FusedOp
 from flatc.dialects.spatial import ScheduleOp
-from flatc.passes.kernel_costs import SIMULATE, Simulate
-from flatc.passes.mapping_text import format_mappings, parse_mappings
-from flatc.passes.search import Choice, Objective, check_strategy
+from flatc.passes.cost.kernel_costs import SIMULATE, Simulate
+from flatc.passes.mapping.mapping_text import format_mappings, parse_mappings
+from flatc.passes.mapping.search import Choice, Objective, check_strategy
 from flatc.report.build import build_report
 from flatc.report.model import Report
 
@@ -85,7 +85,7 @@ def compile(
     """Compiles a graph for an accelerator: a name, a YAML file or a record; without one, the module's own or edge.
 
     `mapping` replaces the search: the text of mappings, a file of them, one mapping, or one for each kernel.
-    `simulate` says when latency is simulated rather than priced (see `flatc.passes.kernel_costs`).
+    `simulate` says when latency is simulated rather than priced (see `flatc.passes.cost.kernel_costs`).
     Raises `FlatcError` for everything that a user can get wrong.
     """
     check_strategy(strategy, objective)

@@ -32,8 +32,8 @@ from flatc.interpreter import random_inputs, run_module, run_schedule
 from flatc.interpreter.dtypes import Array, numpy_dtype
 from flatc.interpreter.engine import result_names
 from flatc.interpreter.reference import attention
-from flatc.passes.kernel_costs import count_events
-from flatc.passes.schedule_problem import Attention, attentions
+from flatc.passes.cost.kernel_costs import count_events
+from flatc.passes.kernels.schedule_problem import Attention, attentions
 from flatc.report.build import schedule_of
 
 MOST_MACS = 2_000_000_000

@@ -37,9 +37,9 @@ from flatc.dialects.flat import FusedOp, MappingAttr
 from flatc.dialects.mapping import Mapping
 from flatc.dialects.spatial import KernelOp, OffchipOp, ScheduleOp, TensorRefType, ViewOp
 from flatc.dialects.spatial import ReturnOp as ScheduleReturnOp
-from flatc.passes.kernel_schedule import ElementTypes, KernelSchedule, Tensors
-from flatc.passes.legal_mapping import check_mapping
-from flatc.passes.problem import AttentionProblem, Kernel, match_kernel
+from flatc.passes.kernels.kernel_schedule import ElementTypes, KernelSchedule, Tensors
+from flatc.passes.kernels.problem import AttentionProblem, Kernel, match_kernel
+from flatc.passes.mapping.legal_mapping import check_mapping
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@
     %o = flat.fused "attention" (%a = %q, ...) strategy "online" mapping #flat.mapping<...> { ... }
 
 The pass sees a kernel as a problem (sizes, mask, storage) and the module's accelerator; the search itself is
-`flatc.passes.search`, knows no IR and ranks by closed form. Its best few, one of each family, are then scheduled and
-simulated, and the simulator decides. A given mapping is taken as it is, if it can be scheduled at all.
+`flatc.passes.mapping.search`, knows no IR and ranks by closed form. Its best few, one of each family, are then
+scheduled and simulated, and the simulator decides. A given mapping is taken as it is, if it can be scheduled at all.
 
 Options: `strategy` (see `search.STRATEGIES`), `objective` (see `search.OBJECTIVES`), and `mapping`, the text of
 one mapping or of one per kernel (see `mapping_text`).
@@ -26,13 +26,13 @@ from flatc.dialects.accelerator import Accelerator, accelerator_of
 from flatc.dialects.diagnostics import FlatcError, did_you_mean, position_of
 from flatc.dialects.flat import FusedOp, MappingAttr
 from flatc.dialects.mapping import Mapping
-from flatc.passes.closed_form import evaluate_mapping
-from flatc.passes.legal_mapping import check_mapping
+from flatc.passes.cost.closed_form import evaluate_mapping
+from flatc.passes.kernels.problem import AttentionProblem, match_kernel
 from flatc.passes.lower_to_spatial import lower_kernel_alone
-from flatc.passes.mapping_text import parse_mappings
-from flatc.passes.problem import AttentionProblem, match_kernel
-from flatc.passes.search import OBJECTIVES, Choice, Objective, check_strategy, find_mappings
-from flatc.passes.simulator import try_simulate
+from flatc.passes.mapping.legal_mapping import check_mapping
+from flatc.passes.mapping.mapping_text import parse_mappings
+from flatc.passes.mapping.search import OBJECTIVES, Choice, Objective, check_strategy, find_mappings
+from flatc.passes.simulation.simulator import try_simulate
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ from flatc.frontend.mlir import context
 from flatc.interpreter import ScheduleRun, run_schedule
 from flatc.passes.allocate_buffers import AllocateBuffersPass
 from flatc.passes.fuse_attention import WHOLE, FuseAttentionPass
+from flatc.passes.kernels.problem import AttentionProblem, match_kernel
 from flatc.passes.lower_to_spatial import LowerToSpatialPass
-from flatc.passes.problem import AttentionProblem, match_kernel
-from flatc.passes.simulator import simulate_kernel
+from flatc.passes.simulation.simulator import simulate_kernel
 
 UNFUSED = ("logit", "mask+softmax", "attend")
 

@@ -15,7 +15,7 @@ from xdsl.utils.exceptions import VerifyException
 from flatc.accelerators import load
 from flatc.dialects.accelerator import Accelerator, attach_accelerator
 from flatc.dialects.spatial import KernelOp
-from flatc.passes.program_order import walk
+from flatc.passes.simulation.program_order import walk
 from tests.kernels import kernels_of, schedule_of
 
 TYPE = "!spatial.buffer<8x8xf32>"

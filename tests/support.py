@@ -25,8 +25,8 @@ from flatc.dialects.mapping import ArrayUse, Divide, Keep, Mapping, Softmax, Sta
 from flatc.dialects.spatial import KernelOp, ScheduleOp
 from flatc.passes.allocate_buffers import AllocateBuffersPass
 from flatc.passes.fuse_attention import FuseAttentionPass
+from flatc.passes.kernels.problem import AttentionProblem, match_kernel
 from flatc.passes.lower_to_spatial import LowerToSpatialPass
-from flatc.passes.problem import AttentionProblem, match_kernel
 
 MASKS: tuple[Callable[[], MaskExpr] | None, ...] = (
     None,

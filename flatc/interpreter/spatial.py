@@ -53,7 +53,7 @@ from flatc.interpreter.memory import (
     window,
 )
 from flatc.interpreter.order import NOTHING, Clock, Order, Step, join
-from flatc.passes.program_order import Event, walk
+from flatc.passes.simulation.program_order import Event, walk
 
 
 @dataclass(frozen=True)

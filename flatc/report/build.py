@@ -14,10 +14,10 @@ from xdsl.dialects.builtin import ModuleOp
 from flatc.dialects.accelerator import Accelerator, accelerator_of
 from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.spatial import BufferOp, KernelOp, ScheduleOp
-from flatc.passes.bounds import least_macs, mapping_bounds, problem_bounds
-from flatc.passes.kernel_costs import KernelCosts, Simulate, kernel_costs
-from flatc.passes.live_footprint import granularity, live_elements
-from flatc.passes.schedule_problem import attentions, compulsory_by_tensor, kernel_attention, outside_tensors
+from flatc.passes.cost.bounds import least_macs, mapping_bounds, problem_bounds
+from flatc.passes.cost.kernel_costs import KernelCosts, Simulate, kernel_costs
+from flatc.passes.kernels.schedule_problem import attentions, compulsory_by_tensor, kernel_attention, outside_tensors
+from flatc.passes.mapping.live_footprint import granularity, live_elements
 from flatc.report.loops import loop_lines
 from flatc.report.model import BufferUse, KernelReport, Report, TensorTraffic
 

@@ -14,9 +14,9 @@ from fractions import Fraction
 from typing import Any
 
 from flatc.dialects.accelerator import Accelerator
-from flatc.passes.bounds import Bounds
-from flatc.passes.explanation import Explanation, KernelExplanation
-from flatc.passes.stalls import ResourceTime
+from flatc.passes.cost.bounds import Bounds
+from flatc.passes.cost.explanation import Explanation, KernelExplanation
+from flatc.passes.simulation.stalls import ResourceTime
 from flatc.report.json import number
 from flatc.report.tables import cycles, duration, percent, table
 

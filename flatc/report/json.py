@@ -15,8 +15,8 @@ from dataclasses import asdict
 from fractions import Fraction
 from typing import Any
 
-from flatc.passes.bounds import Bounds
-from flatc.passes.primitive_costs import energy_pj
+from flatc.passes.cost.bounds import Bounds
+from flatc.passes.cost.primitive_costs import energy_pj
 from flatc.report.model import KernelReport, Report, Roofline, TensorTraffic, roofline
 
 SCHEMA_VERSION = 1

@@ -20,7 +20,7 @@ from xdsl.ir import Block, SSAValue
 
 from flatc.dialects.quasi_affine import Expr
 from flatc.dialects.spatial import BufferOp, ForOp, KernelOp, LoadOp, MatmulOp, TimedOp, VectorOp
-from flatc.passes.simulator import tensor_name
+from flatc.passes.simulation.simulator import tensor_name
 
 Ranges = Mapping[SSAValue, tuple[int, int]]
 

@@ -21,8 +21,8 @@ from functools import reduce
 
 from flatc.dialects import mapping as maps
 from flatc.dialects.accelerator import Accelerator
-from flatc.passes.bounds import NO_BOUNDS, RESOURCES, Bounds
-from flatc.passes.primitive_costs import Work, energy_pj
+from flatc.passes.cost.bounds import NO_BOUNDS, RESOURCES, Bounds
+from flatc.passes.cost.primitive_costs import Work, energy_pj
 
 
 @dataclass(frozen=True)

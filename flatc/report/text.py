@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 
-from flatc.passes.bounds import RESOURCES
+from flatc.passes.cost.bounds import RESOURCES
 from flatc.report.model import KernelReport, Report, Roofline
 from flatc.report.tables import cycles, duration, energy, percent, size, table, times
 

@@ -25,11 +25,11 @@ from flatc.compiler import UNFUSED_GROUPS, compile
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.flat import FusedOp
 from flatc.dialects.mapping import Mapping
-from flatc.passes.bounds import NO_BOUNDS, Bounds, least_macs, mapping_bounds
-from flatc.passes.closed_form import evaluate_mapping
+from flatc.passes.cost.bounds import NO_BOUNDS, Bounds, least_macs, mapping_bounds
+from flatc.passes.cost.closed_form import evaluate_mapping
 from flatc.passes.fuse_attention import WHOLE, FuseAttentionPass
-from flatc.passes.mapping_text import parse_mappings
-from flatc.passes.problem import AttentionProblem, match_kernel
+from flatc.passes.kernels.problem import AttentionProblem, match_kernel
+from flatc.passes.mapping.mapping_text import parse_mappings
 from flatc.validation.records import Record
 
 _HERE = resources.files("flatc.validation")

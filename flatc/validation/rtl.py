@@ -27,10 +27,10 @@ from flatc.dialects.flat import FusedOp, MappingAttr
 from flatc.dialects.mapping import Mapping
 from flatc.dialects.spatial import KernelOp
 from flatc.passes.allocate_buffers import AllocateBuffersPass
+from flatc.passes.cost.primitive_costs import ceil_divide
 from flatc.passes.fuse_attention import WHOLE, FuseAttentionPass
 from flatc.passes.lower_to_spatial import LowerToSpatialPass
-from flatc.passes.primitive_costs import ceil_divide
-from flatc.passes.simulator import KernelSimulation, simulate_kernel
+from flatc.passes.simulation.simulator import KernelSimulation, simulate_kernel
 from flatc.validation.experiment import mappings
 from flatc.validation.model import Row, Table
 from flatc.validation.records import Record

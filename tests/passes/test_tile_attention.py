@@ -24,11 +24,11 @@ from flatc.dialects.mapping import Mapping
 from flatc.frontend.mlir import parse_mlir
 from flatc.interpreter import random_inputs, run_module
 from flatc.passes.allocate_buffers import AllocateBuffersPass
-from flatc.passes.closed_form import evaluate_mapping
+from flatc.passes.cost.closed_form import evaluate_mapping
+from flatc.passes.kernels.problem import match_kernel
 from flatc.passes.lower_to_spatial import LowerToSpatialPass
-from flatc.passes.mapping_text import format_mappings
-from flatc.passes.problem import match_kernel
-from flatc.passes.search import OBJECTIVES, STRATEGIES
+from flatc.passes.mapping.mapping_text import format_mappings
+from flatc.passes.mapping.search import OBJECTIVES, STRATEGIES
 from flatc.passes.tile_attention import TileAttentionPass, tile_module
 from tests.kernels import UNFUSED, Shape, attention, fused
 

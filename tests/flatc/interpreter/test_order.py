@@ -19,9 +19,9 @@ from flatc.dialects.mapping import Tiles
 from flatc.dialects.spatial import StartOp, TimedOp
 from flatc.interpreter import ScheduleError, random_inputs, run_schedule
 from flatc.interpreter.order import Order, Step
-from flatc.passes.cost_model import CostModel
-from flatc.passes.event_simulation import Simulation
-from flatc.passes.program_order import walk
+from flatc.passes.cost.cost_model import CostModel
+from flatc.passes.simulation.event_simulation import Simulation
+from flatc.passes.simulation.program_order import walk
 from tests.kernels import Choice, Shape, attention, kernels_of, lower, schedule_of, strict_machine
 
 OPS = """

@@ -190,7 +190,8 @@ def test_heads_and_batches_do_not_touch_each_other(choice: Choice) -> None:
     lowered, inputs = lower(module, choice), random_inputs(module, 3)
     (output,) = run_schedule(lowered, inputs).outputs
     turned = {name: array[::-1, ::-1] for name, array in inputs.items()}
-    np.testing.assert_array_equal(run_schedule(lowered, turned).outputs[0], output[::-1, ::-1])
+    # To rounding: exponentials of the same number differ in their last bit with the place it has in a vector register.
+    np.testing.assert_allclose(run_schedule(lowered, turned).outputs[0], output[::-1, ::-1], rtol=1e-12, atol=1e-15)
 
 
 def test_infinite_and_masked_scores_leave_no_nan() -> None:

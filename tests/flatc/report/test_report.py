@@ -13,9 +13,9 @@ import pytest
 import flatc
 from flatc.accelerators import load
 from flatc.dialects.diagnostics import FlatcError
-from flatc.passes.bounds import RESOURCES
-from flatc.passes.live_footprint import live_elements
-from flatc.passes.schedule_problem import kernel_attention
+from flatc.passes.cost.bounds import RESOURCES
+from flatc.passes.kernels.schedule_problem import kernel_attention
+from flatc.passes.mapping.live_footprint import live_elements
 from flatc.report import Report, build_report, tables, to_dict, to_json, to_text
 from tests.support import Sizes, attention_graph
 

@@ -14,7 +14,7 @@ import pytest
 from flatc.accelerators import load
 from flatc.compiler import compile
 from flatc.dialects.diagnostics import FlatcError
-from flatc.passes.primitive_costs import VECTOR_WORK
+from flatc.passes.cost.primitive_costs import VECTOR_WORK
 from flatc.validation import Table, flat_paper, fusemax_study, render, to_json, validate
 from flatc.validation.document import fill
 from flatc.validation.experiment import Sizes, attention, machine, products, run

@@ -1,0 +1,205 @@
+"""Bounds: cycles that no schedule of a problem can beat, and cycles that no schedule of a mapping can beat.
+
+`problem_bounds` belongs to the graph on the machine, whatever the strategy, so an unfused and a fused compile of
+one graph are held against the same three numbers:
+
+    array      the multiply-accumulates of visible (query, key) pairs, spread over all PEs
+    off-chip   compulsory bytes: each input once, as far as somebody needs it, and each output once
+    vector     one max and one exp for each visible score, and the fewer of early and late divisions
+
+Row sums are not in the vector bound (a column of ones gives them on the array), and an operation is not where
+the PEs can do it. What a machine does for free bounds nothing.
+
+    bounds = problem_bounds([problem], accelerator)
+    bounds.cycles, bounds.binding                    # Fraction(...), "vector"
+
+`mapping_bounds` says how long each resource is busy under one mapping; its schedule takes at least the longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any, Protocol
+
+from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.masks import Mask, intervals
+from flatc.passes.cost.primitive_costs import Work
+from flatc.passes.kernels.problem import AttentionProblem
+
+RESOURCES = ("array", "off-chip", "vector")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Least cycles of each resource."""
+
+    array_cycles: Fraction
+    offchip_cycles: Fraction
+    vector_cycles: Fraction
+
+    def of(self, resource: str) -> Fraction:
+        """The least cycles of one of `RESOURCES`."""
+        least = {"array": self.array_cycles, "off-chip": self.offchip_cycles, "vector": self.vector_cycles}
+        return least[resource]
+
+    @property
+    def cycles(self) -> Fraction:
+        """The bound on latency: resources work in parallel at best."""
+        return max(self.array_cycles, self.offchip_cycles, self.vector_cycles)
+
+    @property
+    def binding(self) -> str:
+        """The resource that sets the bound; of equals the first of `RESOURCES`."""
+        return max(RESOURCES, key=self.of)
+
+    def __add__(self, other: Bounds) -> Bounds:
+        return Bounds(*(self.of(resource) + other.of(resource) for resource in RESOURCES))
+
+
+NO_BOUNDS = Bounds(Fraction(0), Fraction(0), Fraction(0))
+
+
+# --- What a mask leaves -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Visible:
+    """What the queries of one head see: (query, key) pairs, keys that some query sees, queries that see some key."""
+
+    pairs: int
+    keys: int
+    queries: int
+
+
+@lru_cache(maxsize=256)
+def visible(mask: Mask | None, queries: int, keys: int) -> Visible:
+    """Counts exactly, in time proportional to the number of rows."""
+    if mask is None:
+        return Visible(queries * keys, keys, queries)
+    import numpy as np
+
+    rows = np.arange(queries, dtype=np.int64)
+    per_row, change = np.zeros(queries, dtype=np.int64), np.zeros(keys + 1, dtype=np.int64)
+    for interval in intervals(mask):
+        lower = np.clip(interval.lo.evaluate({"q": rows}) + 0 * rows, 0, keys)
+        upper = np.maximum(np.clip(interval.hi.evaluate({"q": rows}) + 0 * rows, 0, keys), lower)
+        per_row += upper - lower
+        change += np.bincount(lower, minlength=keys + 1) - np.bincount(upper, minlength=keys + 1)
+    seen = int(np.count_nonzero(np.cumsum(change)[:keys]))
+    return Visible(int(per_row.sum()), seen, int(np.count_nonzero(per_row)))
+
+
+def logit_visible(problem: AttentionProblem) -> Visible:
+    """What of the score matrix has to be computed: what the kernel's mask shows."""
+    return visible(problem.mask, problem.queries, problem.keys)
+
+
+def attend_visible(problem: AttentionProblem) -> Visible:
+    """What of the probabilities is not zero: the softmax makes it so where the mask hides."""
+    mask = problem.mask if problem.has("softmax") else None
+    return visible(mask, problem.queries, problem.keys)
+
+
+# --- The three bounds ---------------------------------------------------------------------------------------
+
+
+def least_macs(problem: AttentionProblem) -> int:
+    """Multiply-accumulates of visible pairs: d_qk for the logit, d_v for the attend."""
+    logit = logit_visible(problem).pairs * problem.d_qk if problem.has("logit") else 0
+    attend = attend_visible(problem).pairs * problem.d_v if problem.has("attend") else 0
+    return (logit + attend) * problem.heads
+
+
+def compulsory_bytes(problem: AttentionProblem) -> dict[str, int]:
+    """Least bytes of each tensor off chip: q, k, v, scores are read, `result` is written."""
+    p, found = problem, dict[str, int]()
+    kv = p.batch * p.kv_heads
+    if p.has("logit"):
+        seen = logit_visible(p)
+        found["q"] = p.heads * seen.queries * p.d_qk * p.q_bytes
+        found["k"] = kv * seen.keys * p.d_qk * p.k_bytes
+    else:
+        seen = logit_visible(p) if p.has("softmax") else attend_visible(p)
+        found["scores"] = p.heads * seen.pairs * p.score_bytes
+    if p.has("attend"):
+        found["v"] = kv * attend_visible(p).keys * p.d_v * p.v_bytes
+        found["result"] = p.heads * p.queries * p.d_v * p.output_bytes
+    else:
+        found["result"] = p.heads * p.queries * p.keys * p.probability_bytes
+    return found
+
+
+def least_vector_cycles(problem: AttentionProblem, accelerator: Accelerator) -> Fraction:
+    """One max and one exp for each visible score, and a division of probabilities or of outputs."""
+    if not problem.has("softmax") or not accelerator.vector.lanes:
+        return Fraction(0)
+    seen = logit_visible(problem)
+    divided = min(seen.pairs, seen.queries * problem.d_v) if problem.has("attend") else seen.pairs
+    counts = {"max": seen.pairs, "exp": seen.pairs, "divide": divided}
+    lane_cycles = sum(_price(accelerator, name) * count for name, count in counts.items())
+    return Fraction(lane_cycles * problem.heads, accelerator.vector.lanes)
+
+
+def _price(accelerator: Accelerator, operation: str) -> int:
+    """Lane-cycles that the vector unit must spend: none where the PEs can do it."""
+    if accelerator.array.cycles_of(operation) is not None:
+        return 0
+    return int(getattr(accelerator.vector.prices, operation))
+
+
+def offchip_cycles(accelerator: Accelerator, read: int, written: int) -> Fraction:
+    """Cycles of that many bytes: one after the other on a shared channel, else the longer of both directions."""
+    reading, writing = read * accelerator.cycles_per_byte_read, written * accelerator.cycles_per_byte_written
+    return reading + writing if accelerator.offchip.channels == "shared" else max(reading, writing)
+
+
+TensorNames = Mapping[str, str | None]
+"""Which tensor plays a role (q, k, v, scores, result) in a problem; None where it need not leave the chip."""
+
+
+def problem_bounds(
+    problems: Sequence[AttentionProblem], accelerator: Accelerator, tensors: Sequence[TensorNames] | None = None
+) -> Bounds:
+    """The bounds of a graph that consists of these attentions.
+
+    `tensors` says which of their tensors are the same or stay inside; without it, each has its own.
+    """
+    read, written = dict[str, int](), dict[str, int]()
+    for index, problem in enumerate(problems):
+        for role, size in compulsory_bytes(problem).items():
+            name = f"{index}.{role}" if tensors is None else tensors[index].get(role)
+            if name is not None:
+                direction = written if role == "result" else read
+                direction[name] = max(direction.get(name, 0), size)
+    return Bounds(
+        array_cycles=Fraction(sum(map(least_macs, problems)), accelerator.array.pes),
+        offchip_cycles=offchip_cycles(accelerator, sum(read.values()), sum(written.values())),
+        vector_cycles=sum((least_vector_cycles(p, accelerator) for p in problems), Fraction(0)),
+    )
+
+
+class Costs(Protocol):
+    """What a closed form of one mapping and a simulation have in common."""
+
+    @property
+    def busy_cycles(self) -> Mapping[str, Any]: ...
+    @property
+    def work(self) -> Work: ...
+
+
+def mapping_bounds(costs: Costs, accelerator: Accelerator) -> Bounds:
+    """How long each resource is busy, from the closed form of one mapping or from a simulation."""
+    read, written = int(_one(costs.work.offchip_read_bytes)), int(_one(costs.work.offchip_write_bytes))
+    return Bounds(
+        array_cycles=Fraction(_one(costs.busy_cycles.get("array", 0))),
+        offchip_cycles=offchip_cycles(accelerator, read, written),
+        vector_cycles=Fraction(_one(costs.busy_cycles.get("vector", 0))),
+    )
+
+
+def _one(value: Any) -> Any:
+    """The only entry of a column, or the number itself."""
+    return value.item() if hasattr(value, "item") else value

@@ -1,0 +1,599 @@
+"""The closed form: bytes, cycles and energy of mappings, without walking their tiles.
+
+It prices whole columns of mappings at once (NumPy arrays, one entry a mapping), which is what the search does,
+and a single mapping as a column of one. Everything it counts comes from the primitive costs that the
+simulator uses too, multiplied by how often each kind of tile occurs:
+
+    a dimension cut into tiles has full tiles and perhaps one ragged tile; a mask decides how many key tiles each
+    query tile visits; so a kernel has at most 2 x 2 x 2 kinds of head tiles and 2 x 2 kinds of (query, key) tiles.
+
+**Exact**: off-chip bytes by tensor, bytes on chip, counts behind the energy, array cycles. Vector cycles too, but
+for row strips of masked kernels, whose lengths vary (there the last partly filled vector is not rounded up).
+
+**Latency** is a lower bound that the simulator approaches: the largest of
+
+- each resource's busy time, plus the shortest time until it can start and from its end to the last result;
+- each cycle of waiting, divided by how many instances may be under way in it. A set of scores is made, turned into
+  probabilities and used before its slot is free again, and the array's program order lets `attend` fall behind
+  `logit` by its stages only; a tile of Q, K, V or of the output likewise is loaded, used and released.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.mapping import ArrayUse, Keep, Mapping, Softmax, Stages, Tiles
+from flatc.passes.cost.key_geometry import KeyGeometry, key_geometry
+from flatc.passes.cost.primitive_costs import (
+    VECTOR_WORK,
+    MatmulTile,
+    VectorWork,
+    Work,
+    array_cycles,
+    ceil_divide,
+    chained_traffic,
+    energy_pj,
+    operand_traffic,
+    vector_cycles,
+    vector_energy_pj,
+)
+from flatc.passes.kernels.problem import AttentionProblem
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Ints = NDArray[np.int64]
+else:
+    Ints = Any
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What mappings of one column have in common: everything that is not a number."""
+
+    algorithm: str
+    divide: str
+    k_level: str
+    v_level: str
+    logit_stationarity: str
+    attend_stationarity: str
+    d_qk: int | None = None
+    """The tile of d_qk; None where it is not cut."""
+    interleave: int = 1
+
+    def is_product_rows(self, problem: AttentionProblem) -> bool:
+        """Whether rows of scores stay on chip without a softmax on them."""
+        return self.algorithm == "rows" and not problem.has("softmax")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The numbers of many mappings, one array each (see `Mapping`)."""
+
+    batch: Ints
+    kv_head: Ints
+    group: Ints
+    query: Ints
+    key: Ints
+    q_slots: Ints
+    k_slots: Ints
+    v_slots: Ints
+    score_slots: Ints
+    output_slots: Ints
+    logit_fold_rows: Ints
+    logit_fold_columns: Ints
+    attend_fold_rows: Ints
+    attend_fold_columns: Ints
+    load: Ints
+    logit: Ints
+    softmax: Ints
+    attend: Ints
+    store: Ints
+
+    def take(self, indices: Any) -> Columns:
+        """The rows at `indices`."""
+        return Columns(*(getattr(self, f.name)[indices] for f in fields(Columns)))
+
+    @property
+    def size(self) -> int:
+        """How many mappings."""
+        return int(self.batch.shape[0])
+
+
+def structure_of(mapping: Mapping) -> Structure:
+    """The structure a mapping belongs to."""
+    return Structure(
+        mapping.softmax.algorithm,
+        mapping.softmax.divide,
+        mapping.keep.k_level,
+        mapping.keep.v_level,
+        mapping.logit.stationarity,
+        mapping.attend.stationarity,
+        mapping.tiles.d_qk,
+        mapping.interleave,
+    )
+
+
+def columns_of(mapping: Mapping) -> Columns:
+    """A column of one mapping."""
+    import numpy as np
+
+    t, k, s, logit, attend = mapping.tiles, mapping.keep, mapping.stages, mapping.logit, mapping.attend
+    numbers = [t.batch, t.kv_head, t.group, t.query, t.key]
+    numbers += [k.q_slots, k.k_slots, k.v_slots, k.score_slots, k.output_slots]
+    numbers += [logit.fold_rows, logit.fold_columns, attend.fold_rows, attend.fold_columns]
+    numbers += [s.load, s.logit, s.softmax, s.attend, s.store]
+    return Columns(*(np.array([n], dtype=np.int64) for n in numbers))
+
+
+def mapping_at(problem: AttentionProblem, structure: Structure, columns: Columns, index: int) -> Mapping:
+    """The mapping in row `index` of a column."""
+    n = {f.name: int(getattr(columns, f.name)[index]) for f in fields(Columns)}
+    s = structure
+    return Mapping(
+        Tiles(n["batch"], n["kv_head"], n["group"], n["query"], n["key"], s.d_qk or problem.d_qk, problem.d_v),
+        Keep(
+            n["q_slots"],
+            n["k_slots"],
+            n["v_slots"],
+            n["score_slots"],
+            n["output_slots"],
+            s.k_level,  # pyright: ignore[reportArgumentType]
+            s.v_level,  # pyright: ignore[reportArgumentType]
+        ),
+        ArrayUse(s.logit_stationarity, n["logit_fold_rows"], n["logit_fold_columns"]),  # pyright: ignore[reportArgumentType]
+        ArrayUse(s.attend_stationarity, n["attend_fold_rows"], n["attend_fold_columns"]),  # pyright: ignore[reportArgumentType]
+        Softmax(s.algorithm, s.divide),  # pyright: ignore[reportArgumentType]
+        Stages(n["load"], n["logit"], n["softmax"], n["attend"], n["store"]),
+        s.interleave,
+    )
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """Costs of a column of mappings; every field is an array, or a dictionary of arrays.
+
+    `tensor_bytes` maps q, k, v, scores, result to off-chip bytes; `busy_cycles` maps array, vector, and the
+    off-chip channels to cycles; `latency_cycles` is the lower bound described above.
+    """
+
+    latency_cycles: Any
+    busy_cycles: dict[str, Any]
+    tensor_bytes: dict[str, Any]
+    peak_buffer_bytes: Any
+    work: Work
+    energy_pj: Any
+
+    @property
+    def offchip_bytes(self) -> Any:
+        """All off-chip traffic."""
+        return self.work.offchip_read_bytes + self.work.offchip_write_bytes
+
+
+def peak_buffer_bytes(problem: AttentionProblem, structure: Structure, columns: Columns, geometry: KeyGeometry) -> Any:
+    """Bytes of all buffers, as `lower-to-spatial` will declare them."""
+    p, c, s = problem, columns, structure
+    heads = c.batch * c.kv_head
+    rows = heads * c.group * c.query
+    d_qk = s.d_qk or p.d_qk
+    total = c.q_slots * rows * d_qk * p.q_bytes
+    k_rows = c.key if s.k_level == "key" else p.keys
+    v_rows = p.keys if s.v_level == "kv_head" else c.key
+    passes = 2 if s.algorithm == "streamed" else 1
+    total = total + heads * k_rows * d_qk * p.k_bytes * c.k_slots * (1 if s.k_level == "kv_head" else passes)
+    total = total + heads * v_rows * p.d_v * p.v_bytes * c.v_slots
+    rows = rows * s.interleave
+    width = geometry.width if s.algorithm == "rows" else c.key
+    total = total + c.score_slots * rows * width * p.score_bytes * passes
+    if p.converts_probabilities:
+        total = total + c.score_slots * rows * width * p.probability_bytes
+    if p.has("softmax"):
+        total = total + rows * p.score_bytes * _statistic_slots(s.algorithm, c)
+    if p.has("attend"):
+        total = total + c.output_slots * rows * p.d_v * p.accumulator_bytes
+        if p.converts_output:
+            total = total + c.output_slots * rows * p.d_v * p.output_bytes
+    return total
+
+
+def _statistic_slots(algorithm: str, c: Columns) -> Any:
+    """Slots of the row maximum, the row sum and the correction together."""
+    sums = c.store - c.softmax + 1
+    if algorithm == "online":
+        return 1 + sums + (c.attend - c.softmax + 1)
+    if algorithm == "rows":
+        return 1 + sums
+    return (1 + c.attend - c.logit) + (1 + c.attend) + 1
+
+
+class _Counter:
+    """Adds up work over the kinds of tiles of a column of mappings."""
+
+    def __init__(self, problem: AttentionProblem, accelerator: Accelerator, structure: Structure, columns: Columns):
+        self.problem, self.accelerator = problem, accelerator
+        self.structure, self.columns = structure, columns
+        self.geometry = key_geometry(problem, columns.query, columns.key)
+        self.product_rows = structure.is_product_rows(problem)
+        zero = columns.batch * 0
+        self.work = Work(macs=zero)
+        self.array: Any = zero
+        # Vector work that sits between logit and attend of the same scores, and vector work that does not.
+        self.vector_between: Any = zero
+        self.vector_aside: Any = zero
+        # Of each product: busy cycles, skew of all its tiles, and skew that the vector unit or a store waits for.
+        self.product: dict[str, Any] = {"logit": zero, "attend": zero}
+        self.skew: dict[str, Any] = {"logit": zero, "attend": zero}
+        self.awaited_skew: dict[str, Any] = {"logit": zero, "attend": zero}
+
+    def head_kinds(self) -> list[tuple[Any, Any, Any]]:
+        """(how many, batch x kv heads in the tile, query heads per kv head) for each kind of head tile."""
+        p, c = self.problem, self.columns
+        kinds: list[tuple[Any, Any, Any]] = []
+        for batches, batch in _tiles(p.batch, c.batch):
+            for kv_tiles, kv_head in _tiles(p.kv_heads, c.kv_head):
+                for groups, group in _tiles(p.group, c.group):
+                    count = batches * kv_tiles * groups
+                    if count.any():
+                        kinds.append((count, batch * kv_head, group))
+        return kinds
+
+    def add_products(self) -> None:
+        """Array cycles and traffic of logit and attend."""
+        p, g = self.problem, self.geometry
+        passes = 2 if self.structure.algorithm == "streamed" else 1
+        for count, batch, group in self.head_kinds():
+            for query, q_extent in enumerate(g.q_extents):
+                m = group * q_extent
+                for times, keys, depth in self._logit_tiles(query) if self.product_rows else ():
+                    self._product("logit", MatmulTile(batch, m, keys, depth), count * times, count * 0)
+                for key, k_extent in enumerate(g.k_extents):
+                    times = count * g.visits[query][key]
+                    if not times.any():
+                        continue
+                    # A strip waits for the last of its products only, which may be the ragged one.
+                    last = g.nonempty[query] * (key == 0) * (g.k_extents[1] == 0)
+                    waits = count * last if self.structure.algorithm == "rows" else times
+                    if self.product_rows:
+                        waits = times * 0
+                    elif p.has("logit"):
+                        self._product("logit", MatmulTile(batch, m, k_extent, p.d_qk), times * passes, waits)
+                    if p.has("attend"):
+                        self._product("attend", MatmulTile(batch, m, p.d_v, k_extent), times, waits)
+
+    def _logit_tiles(self, query: int) -> list[tuple[Any, Any, int]]:
+        """(how many, keys, depth) of the blocks that fill the rows of all query tiles of a kind."""
+        p, g, s = self.problem, self.geometry, self.structure
+        keys = list(zip(g.visits[query], g.k_extents, strict=True))
+        if s.k_level == "query":
+            keys = [(g.q_counts[query], self.columns.key * 0 + p.keys)]
+        return [
+            (times * depths, extent, depth)
+            for times, extent in keys
+            for depths, depth in _tiles(p.d_qk, s.d_qk or p.d_qk)
+            if depths and times.any()
+        ]
+
+    def _product(self, name: str, tile: MatmulTile, times: Any, waits: Any) -> None:
+        p, c, array = self.problem, self.columns, self.accelerator.array
+        stationarity: str = getattr(self.structure, f"{name}_stationarity")
+        fold = (getattr(c, f"{name}_fold_rows"), getattr(c, f"{name}_fold_columns"))
+        cycles = array_cycles(array, stationarity, fold, tile)
+        self.array = self.array + cycles.busy * times
+        self.product[name] = self.product[name] + cycles.busy * times
+        self.skew[name] = self.skew[name] + (cycles.latency - cycles.busy) * times
+        self.awaited_skew[name] = self.awaited_skew[name] + (cycles.latency - cycles.busy) * waits
+        attend = name == "attend"
+        traffic = operand_traffic(array, stationarity, tile, accumulate=attend or self.product_rows)
+        a, b, out = (
+            (p.probability_bytes, p.v_bytes, p.accumulator_bytes) if attend else (p.q_bytes, p.k_bytes, p.score_bytes)
+        )
+        chained = attend and p.has("logit") and not p.converts_probabilities
+        copied = chained_traffic(array, tile) * a if chained else 0
+        self.work = self.work + Work(
+            macs=tile.batch * tile.m * tile.n * tile.k * times,
+            buffer_read_bytes=(traffic.a_reads * a + traffic.b_reads * b + traffic.c_reads * out + copied) * times,
+            buffer_write_bytes=(traffic.c_writes * out + copied) * times,
+        )
+
+    def add_vector(self) -> None:
+        """Vector cycles, counts and traffic of everything around the products."""
+        p, g = self.problem, self.geometry
+        for count, batch, group in self.head_kinds():
+            for query, q_extent in enumerate(g.q_extents):
+                rows = batch * group * q_extent
+                if p.mask is not None:
+                    self._mask(count, query, rows)
+                if p.has("softmax"):
+                    self._softmax(count, query, rows)
+                if p.has("attend"):
+                    self._outputs(count * g.q_counts[query], rows)
+
+    def _mask(self, count: Any, query: int, rows: Any) -> None:
+        g, p = self.geometry, self.problem
+        passes = 2 if self.structure.algorithm == "streamed" else 1
+        for key, k_extent in enumerate(g.k_extents):
+            times = count * g.edges[query][key] * passes
+            self._vector("mask", times, rows, k_extent, reads=p.score_bytes, writes=p.score_bytes, aside=True)
+
+    def _softmax(self, count: Any, query: int, rows: Any) -> None:
+        if self.structure.algorithm == "rows":
+            self._softmax_rows(count, query, rows)
+            return
+        p, g = self.problem, self.geometry
+        score, out = p.score_bytes, p.probability_bytes
+        for key, k_extent in enumerate(g.k_extents):
+            times = count * g.visits[query][key]
+            self._vector("row_max_online", times, rows, k_extent, reads=score, row_reads=score, row_writes=2 * score)
+            streamed = self.structure.algorithm == "streamed"
+            self._exp("exp_sum_online", times, rows, k_extent, row_reads=3, row_writes=1, final=not streamed)
+            if streamed:
+                self._exp("exp", times, rows, k_extent, row_reads=1, row_writes=0, final=False)
+                converts = p.converts_probabilities
+                self._vector(
+                    "divide", times, rows, k_extent, reads=score, writes=out, row_reads=score, converts=converts
+                )
+        if self.structure.algorithm == "online":
+            times = count * (sum(g.visits[query]) - g.nonempty[query])
+            acc = p.accumulator_bytes
+            self._vector("rescale", times, rows, p.d_v, reads=acc, writes=acc, row_reads=score)
+
+    def _exp(
+        self, kind: str, times: Any, rows: Any, width: Any, *, row_reads: int, row_writes: int, final: bool
+    ) -> None:
+        p = self.problem
+        self._vector(
+            kind,
+            times,
+            rows,
+            width,
+            reads=p.score_bytes,
+            writes=p.probability_bytes if final else p.score_bytes,
+            row_reads=row_reads * p.score_bytes,
+            row_writes=row_writes * p.score_bytes,
+            converts=final and p.converts_probabilities,
+        )
+
+    def _softmax_rows(self, count: Any, query: int, rows: Any) -> None:
+        p, g = self.problem, self.geometry
+        score, out = p.score_bytes, p.probability_bytes
+        tiles = count * g.q_counts[query]
+        # Strips of one kernel differ in length under a mask: their total is exact, a strip is their mean.
+        width = g.strip_keys[query] if g.constant_width is None else g.constant_width
+        times = count if g.constant_width is None else tiles
+        self._strip("row_max", times, tiles, rows, width, reads=score, row_reads=score, row_writes=score)
+        early, converts = self.structure.divide == "early", p.converts_probabilities
+        self._strip(
+            "exp_sum",
+            times,
+            tiles,
+            rows,
+            width,
+            reads=score,
+            writes=score if early else out,
+            row_reads=2 * score,
+            row_writes=score,
+            converts=converts and not early,
+        )
+        if early:
+            self._strip(
+                "divide", times, tiles, rows, width, reads=score, writes=out, row_reads=score, converts=converts
+            )
+
+    def _strip(self, kind: str, times: Any, tiles: Any, rows: Any, width: Any, **bytes: Any) -> None:
+        self._vector(kind, times, rows, width, rounded=self.geometry.constant_width is not None, tiles=tiles, **bytes)
+
+    def _outputs(self, times: Any, rows: Any) -> None:
+        p = self.problem
+        late = p.has("softmax") and self.structure.divide == "late"
+        if late or p.converts_output:
+            self._vector(
+                "divide" if late else "cast",
+                times,
+                rows,
+                p.d_v,
+                reads=p.accumulator_bytes,
+                writes=p.output_bytes,
+                row_reads=p.score_bytes if late else 0,
+                converts=p.converts_output,
+                aside=True,
+            )
+
+    def _vector(
+        self,
+        kind: str,
+        times: Any,
+        rows: Any,
+        width: Any,
+        *,
+        reads: int,
+        writes: int = 0,
+        row_reads: int = 0,
+        row_writes: int = 0,
+        converts: bool = False,
+        aside: bool = False,
+        rounded: bool = True,
+        tiles: Any = None,
+    ) -> None:
+        """Adds `times` operations over tiles of rows x width; `tiles` of them share the row work, if given."""
+        unit, work = self.accelerator.vector, VECTOR_WORK[kind]
+        if converts and "cast" not in work.per_element:
+            work = VectorWork((*work.per_element, "cast"), work.per_row)
+        elements = rows * width
+        row_times = times if tiles is None else tiles
+        if rounded:
+            cycles = vector_cycles(unit, work, elements, rows) * times
+        else:
+            price = sum(getattr(unit.prices, name) for name in work.per_element)
+            cycles = ceil_divide(elements * times, max(unit.lanes, 1)) * price
+        if aside:
+            self.vector_aside = self.vector_aside + cycles
+        else:
+            self.vector_between = self.vector_between + cycles
+        self.work = self.work + Work(
+            vector_energy_pj=vector_energy_pj(unit, work, elements * times, rows * row_times),
+            vector_elements=elements * len(work.per_element) * times,
+            buffer_read_bytes=elements * times * reads + rows * row_times * row_reads,
+            buffer_write_bytes=elements * times * writes + rows * row_times * row_writes,
+        )
+
+    def tensor_bytes(self) -> dict[str, Any]:
+        """Off-chip bytes by tensor."""
+        p, s, g = self.problem, self.structure, self.geometry
+        like = self.columns.batch * 0
+        kv = p.batch * p.kv_heads
+        passes = 2 if s.algorithm == "streamed" else 1
+        streamed_keys = ceil_divide(p.group, self.columns.group) * sum(
+            g.visits[q][k] * k_extent for q in (0, 1) for k, k_extent in enumerate(g.k_extents)
+        )
+        scores = p.heads * sum(
+            g.visits[q][k] * k_extent * q_extent
+            for q, q_extent in enumerate(g.q_extents)
+            for k, k_extent in enumerate(g.k_extents)
+        )
+        found: dict[str, Any] = {}
+        if p.has("logit"):
+            again = ceil_divide(p.keys, self.columns.key) if self.product_rows and s.k_level == "key" else 1
+            found["q"] = (like + p.heads * p.queries * p.d_qk * p.q_bytes) * again
+            keys = like + p.keys if s.k_level == "kv_head" else streamed_keys * passes
+            found["k"] = keys * (kv * p.d_qk * p.k_bytes)
+        else:
+            found["scores"] = scores * (p.score_bytes * passes)
+        if p.has("attend"):
+            keys = like + p.keys if s.v_level == "kv_head" else streamed_keys
+            found["v"] = keys * (kv * p.d_v * p.v_bytes)
+            found["result"] = like + p.heads * p.queries * p.d_v * p.output_bytes
+        else:
+            found["result"] = scores * p.probability_bytes
+        return found
+
+    def transfers(self) -> tuple[Any, Any]:
+        """How many loads and how many stores."""
+        p, s, g, c = self.problem, self.structure, self.geometry, self.columns
+        passes = 2 if s.algorithm == "streamed" else 1
+        heads = ceil_divide(p.batch, c.batch) * ceil_divide(p.kv_heads, c.kv_head)
+        groups = heads * ceil_divide(p.group, c.group)
+        tiles, visits = groups * sum(g.q_counts), groups * sum(g.visits[0] + g.visits[1])
+        fills = tiles if s.k_level == "query" else visits
+        loads: Any = 0
+        if self.product_rows:
+            loads = 2 * fills * ceil_divide(p.d_qk, s.d_qk or p.d_qk)
+        elif p.has("logit"):
+            loads = tiles + (heads if s.k_level == "kv_head" else visits * passes)
+        else:
+            loads = visits * passes
+        if p.has("attend"):
+            return loads + (heads if s.v_level == "kv_head" else visits), tiles
+        return loads, fills
+
+
+def _tiles(size: int, tile: Any) -> list[tuple[Any, Any]]:
+    """(how many, extent) of the full tiles and of the ragged tile."""
+    ragged = size % tile
+    return [(size // tile, tile), ((ragged > 0) * 1, ragged)]
+
+
+def evaluate(problem: AttentionProblem, accelerator: Accelerator, structure: Structure, columns: Columns) -> ClosedForm:
+    """Costs of a column of mappings; see the module docstring for what is exact."""
+    counter = _Counter(problem, accelerator, structure, columns)
+    counter.add_products()
+    counter.add_vector()
+    tensors = counter.tensor_bytes()
+    written = tensors["result"]
+    read = sum(size for name, size in tensors.items() if name != "result")
+    work = counter.work + Work(
+        offchip_read_bytes=read, offchip_write_bytes=written, buffer_read_bytes=written, buffer_write_bytes=read
+    )
+    busy = _offchip_busy(accelerator, read, written, counter.transfers())
+    busy |= {"array": counter.array, "vector": counter.vector_between + counter.vector_aside}
+    return ClosedForm(
+        latency_cycles=_latency(counter, busy, tensors),
+        busy_cycles=busy,
+        tensor_bytes=tensors,
+        peak_buffer_bytes=peak_buffer_bytes(problem, structure, columns, counter.geometry),
+        work=work,
+        energy_pj=sum(energy_pj(accelerator, work).values()),
+    )
+
+
+def _offchip_busy(accelerator: Accelerator, read: Any, written: Any, transfers: tuple[Any, Any]) -> dict[str, Any]:
+    loads, stores = (count * accelerator.offchip.overhead_cycles for count in transfers)
+    read_cycles = read * float(accelerator.cycles_per_byte_read) + loads
+    write_cycles = written * float(accelerator.cycles_per_byte_written) + stores
+    if accelerator.offchip.channels == "shared":
+        return {"offchip": read_cycles + write_cycles}
+    return {"read": read_cycles, "write": write_cycles}
+
+
+def _latency(counter: _Counter, busy: dict[str, Any], tensors: dict[str, Any]) -> Any:
+    import numpy as np
+
+    first_load, last_store = _ends(counter)
+    offchip = [time for name, time in busy.items() if name not in ("array", "vector")]
+    ends = first_load + last_store
+    times = [*offchip, busy["array"] + ends, busy["vector"] + ends, *_waiting_cycles(counter, tensors)]
+    shape = counter.columns.batch.shape
+    found: Any = np.max(np.stack([np.broadcast_to(t, shape).astype(np.float64) for t in times]), axis=0)
+    return found
+
+
+def _waiting_cycles(counter: _Counter, tensors: dict[str, Any]) -> list[Any]:
+    """Total length of each cycle of waiting over the instances that may be under way in it."""
+    import numpy as np
+
+    p, c, s, accelerator = counter.problem, counter.columns, counter.structure, counter.accelerator
+    read, write = float(accelerator.cycles_per_byte_read), float(accelerator.cycles_per_byte_written)
+    logit, attend = counter.product["logit"], counter.product["attend"]
+    found: list[Any] = []
+    if p.has("logit"):
+        k_slots = c.k_slots if s.k_level == "key" else c.k_slots * 0 + _NEVER
+        found.append((tensors["k"] * read + logit + counter.skew["logit"]) / k_slots)
+        found.append((tensors["q"] * read + logit) / c.q_slots)
+    if p.has("attend"):
+        v_slots = c.v_slots if s.v_level == "key" else c.v_slots * 0 + _NEVER
+        found.append((tensors["v"] * read + attend + counter.skew["attend"]) / v_slots)
+        if s.interleave == 1:
+            # Interleaved tiles share a slot: one may be stored while another is in work.
+            found.append((tensors["result"] * write + attend) / c.output_slots)
+    if p.has("logit") and p.has("attend") and s.algorithm != "streamed":
+        under_way = np.minimum(c.score_slots, c.attend - c.logit + 1)
+        found.append((logit + attend + counter.awaited_skew["logit"] + counter.vector_between) / under_way)
+    return found
+
+
+_NEVER = 1 << 40
+"""Stands for slots that never bind: the tensor is loaded too seldom to count."""
+
+
+def _ends(counter: _Counter) -> tuple[Any, Any]:
+    """Cycles of the loads before the first operation, and of the store after the last: at the least."""
+    p, c, s, accelerator = counter.problem, counter.columns, counter.structure, counter.accelerator
+    heads = c.batch * c.kv_head
+    loaded: Any = 0
+    if p.has("logit") and p.mask is None:
+        keys = c.key if s.k_level == "key" else p.keys
+        loaded = heads * (s.d_qk or p.d_qk) * (c.group * c.query * p.q_bytes + keys * p.k_bytes)
+    # The last tile of each dimension may be ragged.
+    rows = _last(p.batch, c.batch) * _last(p.kv_heads, c.kv_head) * _last(p.group, c.group) * _last(p.queries, c.query)
+    stored = rows * p.d_v * p.output_bytes if p.has("attend") else 0
+    return loaded * float(accelerator.cycles_per_byte_read), stored * float(accelerator.cycles_per_byte_written)
+
+
+def _last(size: int, tile: Any) -> Any:
+    ragged = size % tile
+    return ragged + tile * (ragged == 0)
+
+
+def evaluate_mapping(problem: AttentionProblem, accelerator: Accelerator, mapping: Mapping) -> ClosedForm:
+    """Costs of one mapping, as arrays of one entry."""
+    return evaluate(problem, accelerator, structure_of(mapping), columns_of(mapping))
+
+
+def concatenate(parts: Sequence[Columns]) -> Columns:
+    """One column from several."""
+    import numpy as np
+
+    return Columns(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Columns)))

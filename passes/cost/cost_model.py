@@ -1,0 +1,144 @@
+"""Prices of operations: ticks on their resource and counts of work, from the primitive costs.
+
+A `CostModel` belongs to one accelerator. Time is counted in integer ticks, `ticks_per_cycle` of which make one cycle,
+chosen so that a byte takes a whole number of ticks on every channel: nothing is ever rounded.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+from xdsl.ir import SSAValue
+
+from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.diagnostics import FlatcError
+from flatc.dialects.spatial import BufferType, LoadOp, MatmulOp, StoreOp, TimedOp, VectorOp
+from flatc.passes.cost.primitive_costs import (
+    MatmulTile,
+    VectorWork,
+    Work,
+    array_cycles,
+    chained_traffic,
+    operand_traffic,
+    vector_cycles,
+    vector_energy_pj,
+    vector_work,
+)
+
+
+@dataclass(frozen=True)
+class OpCost:
+    """Price of one execution: ticks its resource is taken, ticks until its result is there, and counts."""
+
+    busy: int
+    latency: int
+    work: Work
+
+
+class CostModel:
+    """Prices operations on one accelerator, in ticks; remembers prices by operation and extents."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        read, write = accelerator.cycles_per_byte_read, accelerator.cycles_per_byte_written
+        self.ticks_per_cycle = math.lcm(read.denominator, write.denominator)
+        self._read_ticks = int(read * self.ticks_per_cycle)
+        self._write_ticks = int(write * self.ticks_per_cycle)
+        self._prices: dict[tuple[TimedOp, tuple[int, ...]], OpCost] = {}
+
+    def resource(self, op: TimedOp) -> str:
+        """The queue that issues `op`: both directions share one where the machine has one channel."""
+        shared = self.accelerator.offchip.channels == "shared" and op.resource in ("read", "write")
+        return "offchip" if shared else op.resource
+
+    def price(self, op: TimedOp, extents: tuple[int, ...]) -> OpCost:
+        """The price of `op` on these extents."""
+        key = (op, extents)
+        known = self._prices.get(key)
+        if known is None:
+            known = self._prices[key] = self._price(op, extents)
+        return known
+
+    def _price(self, op: TimedOp, extents: tuple[int, ...]) -> OpCost:
+        if isinstance(op, LoadOp | StoreOp):
+            return self._transfer(op, extents)
+        if isinstance(op, MatmulOp):
+            return self._matmul(op, extents)
+        assert isinstance(op, VectorOp)
+        return self._vector(op, extents)
+
+    def _transfer(self, op: LoadOp | StoreOp, extents: tuple[int, ...]) -> OpCost:
+        size = math.prod(extents) * op.tensor_type.element_bytes
+        latency = self.accelerator.offchip.latency_cycles * self.ticks_per_cycle if size else 0
+        overhead = self.accelerator.offchip.overhead_cycles * self.ticks_per_cycle if size else 0
+        if isinstance(op, LoadOp):
+            busy = size * self._read_ticks + overhead
+            return OpCost(busy, busy + latency, Work(offchip_read_bytes=size, buffer_write_bytes=size))
+        busy = size * self._write_ticks + overhead
+        return OpCost(busy, busy + latency, Work(offchip_write_bytes=size, buffer_read_bytes=size))
+
+    def _matmul(self, op: MatmulOp, extents: tuple[int, ...]) -> OpCost:
+        tile = matmul_tile(op, extents)
+        stationarity = op.stationarity.data
+        fold = (op.fold_rows.data, op.fold_columns.data)
+        cycles = array_cycles(self.accelerator.array, stationarity, fold, tile)
+        traffic = operand_traffic(self.accelerator.array, stationarity, tile, accumulate=op.accumulate is not None)
+        a, b, c = (_element_bytes(value) for value in (*op.reads, *op.writes))
+        copied = chained_traffic(self.accelerator.array, tile) * a if _is_product(op.reads[0]) else 0
+        work = Work(
+            macs=tile.batch * tile.m * tile.n * tile.k,
+            buffer_read_bytes=traffic.a_reads * a + traffic.b_reads * b + traffic.c_reads * c + copied,
+            buffer_write_bytes=traffic.c_writes * c + copied,
+        )
+        return OpCost(cycles.busy * self.ticks_per_cycle, cycles.latency * self.ticks_per_cycle, work)
+
+    def _vector(self, op: VectorOp, extents: tuple[int, ...]) -> OpCost:
+        unit = self.accelerator.vector
+        if not unit.lanes:
+            raise FlatcError(
+                f"accelerator '{self.accelerator.name}' has no vector unit and the schedule needs one ({op.kind.data})",
+                help="give the accelerator file a vector unit, or compile only matrix products for it",
+            )
+        rows, elements = math.prod(extents[:-1]), math.prod(extents)
+        first_read, first_write = _element_bytes(op.reads[0]), _element_bytes(op.writes[0])
+        work = vector_operation_work(op)
+        ticks = vector_cycles(unit, work, elements, rows) * self.ticks_per_cycle
+        row_reads = sum(_element_bytes(value) for value in op.reads[1:])
+        row_writes = sum(_element_bytes(value) for value in op.writes[1:])
+        if op.kind.data == "row_max":
+            first_write, row_writes = 0, row_writes + first_write
+        counts = Work(
+            vector_energy_pj=vector_energy_pj(unit, work, elements, rows),
+            vector_elements=elements * len(work.per_element),
+            buffer_read_bytes=elements * first_read + rows * row_reads,
+            buffer_write_bytes=elements * first_write + rows * row_writes,
+        )
+        return OpCost(ticks, ticks, counts)
+
+
+def matmul_tile(op: MatmulOp, extents: tuple[int, ...]) -> MatmulTile:
+    """The product that one execution of a matmul computes."""
+    batch, (*rows, n, k) = op.batch_rank.data, extents
+    return MatmulTile(math.prod(rows[:batch]), math.prod(rows[batch:]), n, k)
+
+
+def vector_operation_work(op: VectorOp) -> VectorWork:
+    """The operations of the price table that a vector operation performs."""
+    changes_type = _element_type(op.reads[0]) != _element_type(op.writes[0])
+    converts = op.kind.data in ("exp", "divide", "cast") and changes_type
+    return vector_work(op.kind.data, reads=len(op.reads), writes=len(op.writes), converts=converts)
+
+
+def _is_product(buffer: SSAValue) -> bool:
+    """Whether a matrix product writes into the buffer."""
+    return any(isinstance(use.operation, MatmulOp) and buffer in use.operation.writes for use in buffer.uses)
+
+
+def _element_bytes(value: SSAValue) -> int:
+    return cast(BufferType, value.type).element_bytes
+
+
+def _element_type(value: SSAValue) -> object:
+    return cast(BufferType, value.type).element_type

@@ -1,0 +1,244 @@
+"""Why a schedule takes longer than the bound: named causes that add up to the gap.
+
+The bound belongs to one resource, the one that any algorithm keeps busy longest (`bounds.binding`). Its time in the
+schedule is accounted for without remainder:
+
+    latency - bound = work it does beyond the least + time it stands idle
+
+Work beyond the least is split by what it is: hidden scores in tiles on the mask's edge, tiles that do not fill the
+array, ragged edges, skew; tensors moved more often than once; row sums, rescaling, masking. Idle time is split by
+what it waited for (`stalls`), with kernels that do not use the resource at all. A cause may be negative where the
+schedule does less than the bound's algorithm would (it may divide elsewhere, say): the sum is exact all the same.
+
+    explanation = explain(schedule, accelerator)
+    sum(cause.cycles for cause in explanation.causes) == explanation.latency_cycles - explanation.bounds.cycles
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.diagnostics import FlatcError
+from flatc.dialects.spatial import KernelOp, LoadOp, MatmulOp, ScheduleOp, StoreOp, TimedOp, VectorOp
+from flatc.passes.cost.bounds import Bounds, least_macs, logit_visible, problem_bounds
+from flatc.passes.cost.cost_model import CostModel, matmul_tile, vector_operation_work
+from flatc.passes.cost.primitive_costs import MatmulTile, array_cycles, ceil_divide
+from flatc.passes.kernels.problem import AttentionProblem
+from flatc.passes.kernels.schedule_problem import Attention, attentions, compulsory_by_tensor, outside_tensors
+from flatc.passes.simulation.simulator import tensor_name
+from flatc.passes.simulation.stalls import KernelTime, ResourceTime, kernel_time, operation_name
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One reason for cycles above the bound. `kind` is `work` or `idle`."""
+
+    kind: str
+    name: str
+    cycles: Fraction
+
+
+@dataclass(frozen=True)
+class KernelExplanation:
+    """One kernel: how each resource spent its time."""
+
+    name: str
+    latency_cycles: Fraction
+    resources: Mapping[str, ResourceTime]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A schedule's latency, its bounds, the resource that sets the bound, and the causes of the gap, largest first."""
+
+    latency_cycles: Fraction
+    bounds: Bounds
+    resource: str
+    causes: tuple[Cause, ...]
+    kernels: tuple[KernelExplanation, ...]
+
+    @property
+    def gap_cycles(self) -> Fraction:
+        """Latency above the bound; the causes add up to it."""
+        return self.latency_cycles - self.bounds.cycles
+
+
+def explain(schedule: ScheduleOp, accelerator: Accelerator) -> Explanation:
+    """Explains a schedule. Raises `FlatcError` where flatc does not know what its kernels compute."""
+    found = attentions(schedule)
+    if found is None:
+        raise FlatcError(
+            "the schedule has kernels that are no part of attention, so there is no bound to explain the gap to",
+            help="`flatc report` prices any schedule",
+        )
+    tensors = [outside_tensors(schedule, attention) for attention in found]
+    bounds = problem_bounds([attention.problem for attention in found], accelerator, tensors)
+    kernels = [(kernel, kernel_time(kernel, accelerator)) for kernel in schedule.kernels()]
+    latency = sum((time.latency_cycles for _, time in kernels), Fraction(0))
+    account = _Account(schedule, accelerator, found, bounds, kernels)
+    causes = sorted(account.causes(), key=lambda cause: -cause.cycles)
+    return Explanation(
+        latency_cycles=latency,
+        bounds=bounds,
+        resource=bounds.binding,
+        causes=tuple(causes),
+        kernels=tuple(KernelExplanation(k.label.data, t.latency_cycles, t.resources) for k, t in kernels),
+    )
+
+
+class _Account:
+    """The account of the bound's resource over all kernels."""
+
+    def __init__(
+        self,
+        schedule: ScheduleOp,
+        accelerator: Accelerator,
+        found: Sequence[Attention],
+        bounds: Bounds,
+        kernels: Sequence[tuple[KernelOp, KernelTime]],
+    ):
+        self.schedule, self.accelerator, self.kernels = schedule, accelerator, kernels
+        self.problems: list[AttentionProblem] = [attention.problem for attention in found]
+        self.attentions, self.bounds = found, bounds
+        self.resource = self._queue(bounds.binding)
+
+    def _queue(self, binding: str) -> str:
+        """The resource of the simulation that a bound belongs to; of two channels, the one with more to move."""
+        if binding != "off-chip":
+            return binding
+        if self.accelerator.offchip.channels == "shared":
+            return "offchip"
+        moved: Counter[str] = Counter()
+        for _, time in self.kernels:
+            for (op, extents), times in time.executed.items():
+                if isinstance(op, LoadOp | StoreOp):
+                    moved[op.resource] += math.prod(extents) * op.tensor_type.element_bytes * times
+        read = moved["read"] * self.accelerator.cycles_per_byte_read
+        return "read" if read >= moved["write"] * self.accelerator.cycles_per_byte_written else "write"
+
+    def causes(self) -> list[Cause]:
+        """All causes; cycles of one name are added up."""
+        account: Counter[tuple[str, str]] = Counter()
+        for name, cycles in self._work():
+            account["work", name] += cycles  # pyright: ignore[reportArgumentType]
+        for name, cycles in self._idle():
+            account["idle", name] += cycles  # pyright: ignore[reportArgumentType]
+        return [Cause(kind, name, Fraction(cycles)) for (kind, name), cycles in account.items() if cycles]
+
+    # --- Idle time --------------------------------------------------------------------------------------
+
+    def _idle(self) -> Iterator[tuple[str, Fraction]]:
+        for kernel, time in self.kernels:
+            use = time.resources.get(self.resource)
+            if use is None:
+                yield f"kernel {kernel.label.data} does not use it", time.latency_cycles
+                continue
+            for stall, cycles in use.stalls.items():
+                what = f"a free slot of {stall.what}" if stall.waits_for == "slots" else stall.what
+                yield f"waits for {what}", cycles
+            yield "done before the kernel is", use.after
+
+    # --- Work -------------------------------------------------------------------------------------------
+
+    def _executed(self) -> Iterator[tuple[TimedOp, tuple[int, ...], int]]:
+        model = CostModel(self.accelerator)
+        for _, time in self.kernels:
+            for (op, extents), times in time.executed.items():
+                if model.resource(op) == self.resource:
+                    yield op, extents, times
+
+    def _work(self) -> Iterable[tuple[str, Fraction]]:
+        if self.bounds.binding == "array":
+            return self._array_work()
+        return self._vector_work() if self.bounds.binding == "vector" else self._offchip_work()
+
+    def _array_work(self) -> Iterator[tuple[str, Fraction]]:
+        pes = self.accelerator.array.pes
+        products = [(op, extents, times) for op, extents, times in self._executed() if isinstance(op, MatmulOp)]
+        full = _largest_extents(products)
+        total = 0
+        for op, extents, times in products:
+            name, tile = operation_name(op), matmul_tile(op, extents)
+            macs = tile.batch * tile.m * tile.n * tile.k
+            busy, skew = self._array_busy(op, tile)
+            total += macs * times
+            yield f"skew of {name}", Fraction(skew * times)
+            where = "ragged edges" if extents != full[op] else "tiles that do not fill the array"
+            yield f"{where} in {name}", (busy - skew - Fraction(macs, pes)) * times
+        hidden = total - sum(map(least_macs, self.problems))
+        yield "scores that the mask hides, in tiles on its edge", Fraction(hidden, pes)
+
+    def _array_busy(self, op: MatmulOp, tile: MatmulTile) -> tuple[int, int]:
+        """Busy cycles of one tile, and how many of them are skew."""
+        array, fold = self.accelerator.array, (op.fold_rows.data, op.fold_columns.data)
+        busy: int = array_cycles(array, op.stationarity.data, fold, tile).busy
+        return busy, busy - array_cycles(replace(array, skew="none"), op.stationarity.data, fold, tile).busy
+
+    def _vector_work(self) -> Iterator[tuple[str, Fraction]]:
+        unit = self.accelerator.vector
+        for op, extents, times in self._executed():
+            assert isinstance(op, VectorOp)
+            work = vector_operation_work(op)
+            elements, rows = math.prod(extents), math.prod(extents[:-1])
+            for name in work.per_element:
+                price: int = getattr(unit.prices, name)
+                yield _vector_name(op.kind.data, name), Fraction(ceil_divide(elements, unit.lanes) * price * times)
+            row_price: int = sum(getattr(unit.prices, name) for name in work.per_row)
+            yield "running maxima, sums and corrections", Fraction(ceil_divide(rows, unit.lanes) * row_price * times)
+        for problem in self.problems:
+            yield from self._least_vector_work(problem)
+
+    def _least_vector_work(self, problem: AttentionProblem) -> Iterator[tuple[str, Fraction]]:
+        """What the bound already has, to be taken off."""
+        if not problem.has("softmax"):
+            return
+        seen = logit_visible(problem)
+        divided = min(seen.pairs, seen.queries * problem.d_v) if problem.has("attend") else seen.pairs
+        unit, array = self.accelerator.vector, self.accelerator.array
+        for name, count in (("max", seen.pairs), ("exp", seen.pairs), ("divide", divided)):
+            if array.cycles_of(name) is None:
+                price: int = getattr(unit.prices, name)
+                yield _BEYOND[name], -Fraction(count * problem.heads * price, unit.lanes)
+
+    def _offchip_work(self) -> Iterator[tuple[str, Fraction]]:
+        compulsory = compulsory_by_tensor(self.schedule, self.attentions)
+        moved: Counter[tuple[str, str]] = Counter()
+        for op, extents, times in self._executed():
+            assert isinstance(op, LoadOp | StoreOp)
+            assert op.tensor is not None
+            name = tensor_name(op.tensor)
+            moved[name, op.resource] += math.prod(extents) * op.tensor_type.element_bytes * times
+        for (name, direction), size in moved.items():
+            machine = self.accelerator
+            price = machine.cycles_per_byte_read if direction == "read" else machine.cycles_per_byte_written
+            least = compulsory.get(name, 0)
+            verb = "reads" if direction == "read" else "writes"
+            more = f"{verb} {name} {float(Fraction(size, least)):.2f} times" if least else f"{verb} {name}"
+            yield more, (size - least) * price
+
+
+_BEYOND = {"max": "max of more than the visible scores", "exp": "exp of more than the visible scores"}
+_BEYOND["divide"] = "more division than the least"
+
+
+def _vector_name(kind: str, operation: str) -> str:
+    """What a part of the vector work is called."""
+    if operation in _BEYOND:
+        return _BEYOND[operation]
+    if operation == "add":
+        return "row sums on the vector unit"
+    return {"rescale": "rescaling of outputs", "mask": "masking of edge tiles"}.get(kind, f"{operation} in {kind}")
+
+
+def _largest_extents(
+    executed: Iterable[tuple[MatmulOp, tuple[int, ...], int]],
+) -> dict[MatmulOp, tuple[int, ...]]:
+    found: dict[MatmulOp, tuple[int, ...]] = {}
+    for op, extents, _ in executed:
+        found[op] = tuple(map(max, found.get(op, extents), extents))
+    return found

@@ -1,0 +1,167 @@
+"""What a kernel of a schedule costs: simulated where that is quick, else by the closed form.
+
+This is the one place that decides between the two. Simulation is exact and takes time that grows with the number of
+different trips, not with all of them (`simulation/skip_ahead.py`), so it is quick at nearly any length. The closed form
+of the kernel's mapping takes none, counts bytes and work just as exactly, and gives a latency that the schedule cannot
+beat (`closed_form.py` says how near it comes).
+
+    costs = kernel_costs(kernel, accelerator)
+    costs.latency_cycles, costs.source               # Fraction(...), "simulated"
+    count_events(kernel)                             # 25600, without walking them
+
+A kernel without a mapping, or one that is not what its mapping makes, can only be simulated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Literal
+
+from xdsl.ir import Block, SSAValue
+
+from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.diagnostics import FlatcError, position_of
+from flatc.dialects.spatial import ForOp, KernelOp, TimedOp
+from flatc.passes.cost.bounds import mapping_bounds
+from flatc.passes.cost.closed_form import evaluate_mapping
+from flatc.passes.cost.primitive_costs import Work
+from flatc.passes.kernels.schedule_problem import Attention, kernel_attention
+from flatc.passes.simulation.simulator import KernelSimulation, peak_buffer_bytes, simulate_kernel, try_simulate
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Ints = NDArray[np.int64]
+else:
+    Ints = Any
+
+MOST_EFFORT = 250_000
+"""A simulation that takes as long as walking so many operations gives up, unless it is asked for: about a second.
+Nearly every kernel takes a tenth of that or less, at any length."""
+
+Source = Literal["simulated", "closed form"]
+Simulate = Literal["auto", "always", "never"]
+SIMULATE: tuple[Simulate, ...] = ("auto", "always", "never")
+
+
+@dataclass(frozen=True)
+class KernelCosts:
+    """Costs of one kernel. `tensor_bytes` are (read, written) by name; `events` counts all operations."""
+
+    latency_cycles: Fraction
+    source: Source
+    busy_cycles: dict[str, Fraction]
+    tensor_bytes: dict[str, tuple[int, int]]
+    work: Work
+    peak_buffer_bytes: int
+    events: int
+
+
+def kernel_costs(kernel: KernelOp, accelerator: Accelerator, simulate: Simulate = "auto") -> KernelCosts:
+    """The costs of a kernel; see the module docstring for where they come from."""
+    found = None
+    if simulate == "always":
+        found = simulate_kernel(kernel, accelerator)
+    elif simulate == "auto":
+        found = try_simulate(kernel, accelerator, MOST_EFFORT)
+    attention, events = kernel_attention(kernel), count_events(kernel)
+    if found is not None:
+        return _simulated(found, attention, events)
+    if kernel.mapping is None or attention is None:
+        raise FlatcError(
+            f"kernel '{kernel.label.data}' takes {events} events to simulate, and without a mapping it has no "
+            "closed form",
+            position=position_of(kernel),
+            help="simulate it always, if you have the time",
+        )
+    return _closed_form(kernel, attention, accelerator, events)
+
+
+def _simulated(found: KernelSimulation, attention: Attention | None, events: int) -> KernelCosts:
+    untouched = dict.fromkeys(attention.tensors.values(), (0, 0)) if attention else {}
+    return KernelCosts(
+        latency_cycles=found.latency_cycles,
+        source="simulated",
+        busy_cycles=found.busy_cycles,
+        tensor_bytes=dict(sorted((untouched | found.tensor_bytes).items())),
+        work=found.work,
+        peak_buffer_bytes=found.peak_buffer_bytes,
+        events=events,
+    )
+
+
+def _closed_form(kernel: KernelOp, attention: Attention, accelerator: Accelerator, events: int) -> KernelCosts:
+    assert kernel.mapping is not None
+    form = evaluate_mapping(attention.problem, accelerator, kernel.mapping.data)
+    tensors: dict[str, tuple[int, int]] = {}
+    for role, column in form.tensor_bytes.items():
+        read, written = tensors.get(attention.tensors[role], (0, 0))
+        size = int(column[0])
+        tensors[attention.tensors[role]] = (read, written + size) if role == "result" else (read + size, written)
+    busy = mapping_bounds(form, accelerator)
+    return KernelCosts(
+        latency_cycles=max(Fraction(float(form.latency_cycles[0])), busy.cycles),
+        source="closed form",
+        busy_cycles={name: Fraction(column[0].item()) for name, column in sorted(form.busy_cycles.items())},
+        tensor_bytes=dict(sorted(tensors.items())),
+        work=Work(**{name: _number(value) for name, value in vars(form.work).items()}),
+        peak_buffer_bytes=peak_buffer_bytes(kernel),
+        events=events,
+    )
+
+
+def _number(value: Any) -> Any:
+    return value[0].item() if hasattr(value, "shape") and value.shape else value
+
+
+# --- Counting events ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Trips:
+    """The trips of the loops around a place: `copies` of each row, whose index values are columns.
+
+    Only indices that some bound inside depends on have a column; the others are in `copies`.
+    """
+
+    indices: Mapping[SSAValue, Ints]
+    copies: Ints
+
+
+def count_events(kernel: KernelOp) -> int:
+    """How many operations a simulation executes, counting those that a `when` skips."""
+    import numpy as np
+
+    return _count(kernel.body.block, _Trips({}, np.ones(1, dtype=np.int64)))
+
+
+def _count(block: Block, around: _Trips) -> int:
+    total = 0
+    for op in block.ops:
+        if isinstance(op, TimedOp):
+            total += int(around.copies.sum())
+        elif isinstance(op, ForOp):
+            total += _count(op.body.block, _inside(op, around))
+    return total
+
+
+def _inside(loop: ForOp, around: _Trips) -> _Trips:
+    import numpy as np
+
+    names = {f"d{i}": around.indices[value] for i, value in enumerate(loop.indices)}
+    lower = np.broadcast_to(loop.lower.data.evaluate(names), around.copies.shape)
+    trips = np.maximum(loop.upper.data.evaluate(names) - lower, 0)
+    if not _bounds_something(loop):
+        return _Trips(around.indices, around.copies * trips)
+    row = np.repeat(np.arange(len(trips)), trips)
+    first = np.repeat(np.cumsum(trips) - trips, trips)
+    indices = {value: column[row] for value, column in around.indices.items()}
+    return _Trips(indices | {loop.index: lower[row] + np.arange(len(row)) - first}, around.copies[row])
+
+
+def _bounds_something(loop: ForOp) -> bool:
+    """Whether a loop inside of `loop` has bounds that depend on its index."""
+    return any(isinstance(use.operation, ForOp) for use in loop.index.uses)

@@ -1,0 +1,173 @@
+"""How many key tiles each query tile visits, counted over all query tiles of a mapping.
+
+Without a mask every query tile visits every key tile. A mask makes the number vary from row to row; what the
+costs need is only how often each kind of (query tile, key tile) pair occurs, full or ragged, and on how many
+of them the mask's edge lies. The bounds come from `live_keys`, the same expressions that become
+loop bounds, so that counting and executing cannot disagree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from flatc.dialects.masks import Mask
+from flatc.passes.kernels.live_keys import LiveKeys, live_keys
+from flatc.passes.kernels.problem import AttentionProblem
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Ints = NDArray[np.int64]
+else:
+    Ints = Any
+
+
+@dataclass(frozen=True)
+class KeyGeometry:
+    """Counts for a column of mappings; pairs are (full, ragged), indexed [query kind][key kind].
+
+    `visits` and `edges` count key tiles visited and masked, `nonempty` query tiles that visit any, `strip_keys` the
+    keys of all row strips, `width` the longest strip, `constant_width` its length where all are as long.
+    """
+
+    q_counts: tuple[Ints, Ints]
+    q_extents: tuple[Ints, Ints]
+    k_extents: tuple[Ints, Ints]
+    visits: tuple[tuple[Ints, Ints], tuple[Ints, Ints]]
+    edges: tuple[tuple[Ints, Ints], tuple[Ints, Ints]]
+    nonempty: tuple[Ints, Ints]
+    strip_keys: tuple[Ints, Ints]
+    width: Ints
+    constant_width: int | None
+
+
+def key_geometry(problem: AttentionProblem, query: Ints, key: Ints) -> KeyGeometry:
+    """The geometry of mappings whose tiles are `query` rows by `key` keys."""
+    q_counts = (problem.queries // query, (problem.queries % query > 0) * 1)
+    q_extents = (query, problem.queries % query)
+    k_extents = (key, problem.keys % key)
+    if problem.mask is None:
+        return _unmasked(problem, q_counts, q_extents, k_extents)
+    return _masked(problem, query, key, q_counts, q_extents, k_extents)
+
+
+def _unmasked(
+    problem: AttentionProblem,
+    q_counts: tuple[Ints, Ints],
+    q_extents: tuple[Ints, Ints],
+    k_extents: tuple[Ints, Ints],
+) -> KeyGeometry:
+    full_keys, ragged_keys = problem.keys // k_extents[0], (k_extents[1] > 0) * 1
+    zero = full_keys * 0
+    none = ((zero, zero), (zero, zero))
+    full, ragged = ((n * full_keys, n * ragged_keys) for n in q_counts)
+    return KeyGeometry(
+        q_counts,
+        q_extents,
+        k_extents,
+        visits=(full, ragged),
+        edges=none,
+        nonempty=q_counts,
+        strip_keys=(q_counts[0] * problem.keys, q_counts[1] * problem.keys),
+        width=zero + problem.keys,
+        constant_width=problem.keys,
+    )
+
+
+def _masked(
+    problem: AttentionProblem,
+    query: Ints,
+    key: Ints,
+    q_counts: tuple[Ints, Ints],
+    q_extents: tuple[Ints, Ints],
+    k_extents: tuple[Ints, Ints],
+) -> KeyGeometry:
+    import numpy as np
+
+    pairs, inverse = np.unique(np.stack([query, key]), axis=1, return_inverse=True)
+    inverse = inverse.reshape(-1)
+    # Only these facts of the problem matter, so that kernels and families share what was counted.
+    question = _Question(problem.mask, problem.skips_hidden, problem.queries, problem.keys)
+    counts = np.array([_count(question, int(r), int(t)) for r, t in pairs.T], dtype=np.int64)
+    columns = counts[inverse].T
+    (ff, fr, eff, efr, nf, sf), (rf, rr, erf, err, nr, sr), width = columns[0:6], columns[6:12], columns[12]
+    return KeyGeometry(
+        q_counts,
+        q_extents,
+        k_extents,
+        visits=((ff, fr), (rf, rr)),
+        edges=((eff, efr), (erf, err)),
+        nonempty=(nf, nr),
+        strip_keys=(sf, sr),
+        width=width,
+        constant_width=None if problem.skips_hidden else problem.keys,
+    )
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What the counts depend on, beside the tile."""
+
+    mask: Mask | None
+    skips_hidden: bool
+    queries: int
+    keys: int
+
+
+@lru_cache(maxsize=64)
+def _bounds(problem: _Question) -> tuple[LiveKeys, LiveKeys]:
+    """The keys that are visited, and the keys that are visible."""
+    visited = problem.mask if problem.skips_hidden else None
+    return live_keys(visited, problem.keys), live_keys(problem.mask, problem.keys)
+
+
+@lru_cache(maxsize=1 << 16)
+def _count(problem: _Question, rows: int, tile: int) -> tuple[int, ...]:
+    """The counts of one (rows, tile) pair: six for full query tiles, six for the ragged one, the longest strip.
+
+    Remembered, because a search asks for the same pairs in every family.
+    """
+    import numpy as np
+
+    live, edge = _bounds(problem)
+
+    start = np.arange(0, problem.queries, rows, dtype=np.int64)
+    last = np.minimum(start + rows, problem.queries) - 1
+    at = {"start": start, "last": last}
+    lower = start * 0 + live.lower.evaluate(at) // tile
+    upper = start * 0 - (-live.upper.evaluate(at) // tile)
+    trips = np.maximum(upper - lower, 0)
+    key_tiles = -(-problem.keys // tile)
+    ragged_key = problem.keys % tile > 0
+    visits_ragged = (trips > 0) & (upper == key_tiles) & ragged_key
+    visits_full = trips - visits_ragged
+    strip = np.where(trips > 0, np.minimum(upper * tile, problem.keys) - lower * tile, 0)
+    masked, masked_ragged = _edges(problem, edge, at, lower, upper, tile)
+    table = [visits_full, visits_ragged, masked - masked_ragged, masked_ragged, trips > 0, strip]
+    full_rows = last - start + 1 == rows
+    sums = [int(column[kind].sum()) for kind in (full_rows, ~full_rows) for column in table]
+    return (*sums, max(1, int(strip.max())))
+
+
+def _edges(
+    problem: _Question, edge: LiveKeys, at: dict[str, Ints], lower: Ints, upper: Ints, tile: int
+) -> tuple[Ints, Ints]:
+    """For each query tile: how many visited key tiles are masked, and whether the ragged one is among them."""
+    import numpy as np
+
+    key_tiles = -(-problem.keys // tile)
+    trips = np.maximum(upper - lower, 0)
+    last_is_ragged = (upper == key_tiles) & (trips > 0) & (problem.keys % tile > 0)
+    if edge.full is None:
+        return trips, last_is_ragged * 1
+    full_lower, full_upper = (trips * 0 + bound.evaluate(at) for bound in edge.full)
+    # Tiles [clean_from, clean_to) lie inside what every row sees and need no mask.
+    clean_from = np.clip(-(-full_lower // tile), lower, upper)
+    ends_inside = np.where(full_upper >= problem.keys, key_tiles, full_upper // tile)
+    clean_to = np.clip(ends_inside, clean_from, np.maximum(upper, clean_from))
+    masked = trips - np.minimum(np.maximum(clean_to - clean_from, 0), trips)
+    ragged_clean = (clean_to == key_tiles) & (clean_to > clean_from)
+    return masked, (last_is_ragged & ~ragged_clean) * 1

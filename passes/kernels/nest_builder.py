@@ -1,0 +1,258 @@
+"""Building blocks of a kernel's loop nest: where the current tile is, how large, and how it gets on chip.
+
+A `NestBuilder` stands at a place in the nest: the loops around it, and the operations emitted there so far. It knows
+tile sizes and expressions, not what is computed; `query_tile` and `kernel_schedule` say that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from xdsl.dialects.builtin import IndexType
+from xdsl.ir import Attribute, Block, Operation, SSAValue
+
+from flatc.dialects.mapping import Mapping
+from flatc.dialects.quasi_affine import Expr, Range, as_expr, ceildiv, const, maximum, minimum, var
+from flatc.dialects.spatial import (
+    Access,
+    BufferOp,
+    BufferType,
+    LoadOp,
+    StartOp,
+    StoreOp,
+    TimedBuilder,
+    TimedOp,
+    TokenType,
+    YieldOp,
+    make_for,
+)
+from flatc.passes.cost.primitive_costs import ceil_divide
+from flatc.passes.kernels.live_keys import live_keys
+from flatc.passes.kernels.problem import AttentionProblem
+
+
+@dataclass(frozen=True)
+class ElementTypes:
+    """Element types of a kernel's buffers; None where the kernel has no such tensor."""
+
+    q: Attribute | None
+    k: Attribute | None
+    v: Attribute | None
+    scores: Attribute
+    probabilities: Attribute
+    accumulator: Attribute
+    output: Attribute
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """The tensors off chip, viewed with heads split: q, scores and result are [batch, kv head, group, ...]."""
+
+    q: SSAValue | None
+    k: SSAValue | None
+    v: SSAValue | None
+    scores: SSAValue | None
+    result: SSAValue
+
+
+KeyBody = Callable[[SSAValue], SSAValue]
+"""Emits the body of a key loop, given the token carried from the trip before; gives the token to carry on."""
+
+LOOPS = ("batch", "kv_head", "group", "query")
+
+
+class NestBuilder:
+    """Positions, extents, buffers, transfers and loops at the current place of a loop nest under construction."""
+
+    def __init__(
+        self,
+        problem: AttentionProblem,
+        mapping: Mapping,
+        types: ElementTypes,
+        tensors: Tensors,
+        scale: float | None,
+    ):
+        self.problem, self.mapping, self.types, self.tensors = problem, mapping, types, tensors
+        self.scale = scale
+        self.loops: dict[str, SSAValue] = {}
+        self.ops: list[Operation] = []
+        tiles, p = mapping.tiles, problem
+        self.tile = {"batch": tiles.batch, "kv_head": tiles.kv_head, "group": tiles.group}
+        self.tile |= {"query": tiles.query * mapping.interleave, "key": tiles.key}
+        self.size = {"batch": p.batch, "kv_head": p.kv_heads, "group": p.group}
+        self.size |= {"query": p.queries, "key": p.keys}
+        self.trips = {dim: ceil_divide(self.size[dim], self.tile[dim]) for dim in self.size}
+        self.ranges: dict[str, Range] = {dim: (0, trips - 1) for dim, trips in self.trips.items()}
+        # The query loop is always there: it is the loop that everything else is pipelined in.
+        self.outer = [dim for dim in LOOPS if self.trips[dim] > 1 or dim == "query"]
+        self._live = live_keys(problem.mask if problem.skips_hidden else None, problem.keys)
+        self.edge = live_keys(problem.mask, problem.keys)
+        self.resident: dict[str, tuple[SSAValue, SSAValue]] = {}
+
+    # --- Positions and extents ------------------------------------------------------------------------
+
+    def start(self, dim: str) -> Expr:
+        """Index of the first element of the current tile along `dim`."""
+        return var(dim) * self.tile[dim] if self.trips[dim] > 1 else const(0)
+
+    def extent(self, dim: str) -> Expr:
+        """Elements of the current tile along `dim`; the last tile may be ragged."""
+        return self.simplified(minimum(self.tile[dim], self.size[dim] - self.start(dim)))
+
+    def simplified(self, expr: Expr) -> Expr:
+        """`expr` with what the ranges of the loops imply."""
+        return expr.simplify(self.ranges)
+
+    def at_rows(self, expr: Expr) -> Expr:
+        """An expression of `start` and `last` for the rows of the current query tile."""
+        start = self.start("query")
+        return self.simplified(expr.substitute({"start": start, "last": start + self.extent("query") - 1}))
+
+    def key_range(self) -> tuple[Expr, Expr]:
+        """First and one past the last key tile that the current query tile visits."""
+        tile = self.tile["key"]
+        return self.at_rows(self._live.lower // tile), self.at_rows(ceildiv(self._live.upper, tile))
+
+    def strip_keys(self) -> Expr:
+        """Keys in a whole row strip: all tiles that the query tile visits."""
+        lower, upper = self.key_range()
+        tile = self.tile["key"]
+        keys = minimum(upper * tile, self.size["key"]) - lower * tile
+        return self.simplified(maximum(0, keys))
+
+    def strip_width(self) -> int:
+        """The most keys a row strip ever holds."""
+        if self._live.lower.is_constant() and self._live.upper.is_constant():
+            return self.size["key"]
+        import numpy as np
+
+        widths = self.strip_keys().evaluate({"query": np.arange(self.trips["query"])})
+        return max(1, int(np.max(widths)))
+
+    def heads_extent(self) -> list[Expr]:
+        """Extents of batch, kv head and group."""
+        return [self.extent("batch"), self.extent("kv_head"), self.extent("group")]
+
+    def heads_start(self) -> list[Expr]:
+        """Starts of batch, kv head and group."""
+        return [self.start("batch"), self.start("kv_head"), self.start("group")]
+
+    def heads_tile(self) -> list[int]:
+        """Tile sizes of batch, kv head and group."""
+        return [self.tile["batch"], self.tile["kv_head"], self.tile["group"]]
+
+    # --- Small builders ---------------------------------------------------------------------------------
+
+    def buffer(
+        self, label: str, slots: int, shape: Sequence[int], type: Attribute, initial: float | None = None
+    ) -> SSAValue:
+        """Declares a buffer here."""
+        op = BufferOp(label, slots, BufferType(shape, type), initial=initial)
+        op.buffer.name_hint = label
+        self.ops.append(op)
+        return op.buffer
+
+    def emit(self, op: TimedOp, hint: str) -> SSAValue:
+        """Appends a timed operation and gives its token."""
+        op.token.name_hint = hint
+        self.ops.append(op)
+        return op.token
+
+    def timed(
+        self,
+        extents: Sequence[Expr | int],
+        reads: Sequence[Access | SSAValue] = (),
+        writes: Sequence[Access | SSAValue] = (),
+        after: Sequence[SSAValue] = (),
+        stage: int = 0,
+    ) -> TimedBuilder:
+        """The shared part of a timed operation at the current place."""
+        return TimedBuilder(
+            self.loops,
+            [as_expr(e) for e in extents],
+            [a if isinstance(a, Access) else Access(a) for a in reads],
+            [a if isinstance(a, Access) else Access(a) for a in writes],
+            after=list(dict.fromkeys(after)),
+            stage=stage,
+        )
+
+    def load(
+        self, tensor: SSAValue, starts: Sequence[Expr], extents: Sequence[Expr], into: Access, stage: int, hint: str
+    ) -> SSAValue:
+        """A load of a box of `tensor`."""
+        timed = replace(self.timed(extents, writes=[into], stage=stage), tensor=tensor, tensor_offsets=starts)
+        return self.emit(LoadOp(timed), f"load_{hint}")
+
+    def store(
+        self,
+        source: Access,
+        tensor: SSAValue,
+        starts: Sequence[Expr],
+        extents: Sequence[Expr],
+        after: Sequence[SSAValue],
+        stage: int,
+    ) -> SSAValue:
+        """A store into a box of `tensor`."""
+        timed = replace(
+            self.timed(extents, reads=[source], after=after, stage=stage), tensor=tensor, tensor_offsets=starts
+        )
+        return self.emit(StoreOp(timed), "store")
+
+    # --- Loops ------------------------------------------------------------------------------------------
+
+    def loop_block(self, dim: str, tokens: int = 0) -> Block:
+        """The body of a loop over tiles of `dim`, whose index it makes known."""
+        block = Block(arg_types=[IndexType(), *[TokenType()] * tokens])
+        block.args[0].name_hint = dim
+        self.loops[dim] = block.args[0]
+        return block
+
+    def key_loop(
+        self, body: KeyBody, *, stream: bool, stage: int, first: Expr | None = None, init: SSAValue | None = None
+    ) -> SSAValue:
+        """A loop over the visible key tiles, from tile `first` on; gives the token of `body` in the last trip.
+
+        That is `init` where there is no trip.
+        """
+        if init is None:
+            start = StartOp()
+            self.ops.append(start)
+            init = start.token
+        outside, self.ops = self.ops, []
+        block = self.loop_block("key", tokens=1)
+        token = body(block.args[1])
+        block.add_ops([*self.ops, YieldOp([token])])
+        self.ops = outside
+        del self.loops["key"]
+        lower, upper = self.key_range()
+        lower = lower if first is None else self.simplified(maximum(lower, first))
+        loop = make_for(self.loops, lower, upper, block, [init], stream=stream, stage=stage)
+        self.ops.append(loop)
+        return loop.done[0]
+
+    # --- Keys and values on chip --------------------------------------------------------------------------
+
+    def load_stage(self, name: str) -> int:
+        """Stage of the loads of K or V. V is needed later; with the same lead it takes no more slots than K."""
+        stages = self.mapping.stages
+        return stages.load + (stages.attend - stages.logit if name == "v" and self.problem.has("logit") else 0)
+
+    def load_keyed(self, name: str, start: Expr, extent: Expr, stage: int) -> tuple[SSAValue, SSAValue]:
+        """Loads keys `start`.. of K or V into a new buffer; gives (buffer, token)."""
+        tensor, type = getattr(self.tensors, name), getattr(self.types, name)
+        depth = self.problem.d_qk if name == "k" else self.problem.d_v
+        slots = self.mapping.keep.k_slots if name == "k" else self.mapping.keep.v_slots
+        rows = self.size["key"] if extent == const(self.size["key"]) else self.tile["key"]
+        buffer = self.buffer(name.upper(), slots, [self.tile["batch"], self.tile["kv_head"], rows, depth], type)
+        starts = [self.start("batch"), self.start("kv_head"), start, const(0)]
+        extents = [self.extent("batch"), self.extent("kv_head"), extent, const(depth)]
+        return buffer, self.load(tensor, starts, extents, Access(buffer), stage, name)
+
+    def keyed(self, name: str, stage: int) -> tuple[Access, SSAValue]:
+        """The current key tile of K or V, from the resident buffer or freshly loaded."""
+        if name in self.resident:
+            buffer, token = self.resident[name]
+            return Access(buffer, (const(0), const(0), self.start("key"), const(0))), token
+        buffer, token = self.load_keyed(name, self.start("key"), self.extent("key"), stage)
+        return Access(buffer), token

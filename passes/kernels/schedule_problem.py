@@ -1,0 +1,233 @@
+"""What the kernels of a schedule compute, read back from their operations.
+
+`match_kernel` reads a problem off a region of attn operators; this reads the same problem off the buffers,
+transfers, products and vector operations that `lower-to-spatial` made of them. A schedule file is
+therefore complete in itself: it can be priced, bounded and compared with reference attention without its graph.
+
+    (attention,) = attentions(schedule)          # kernels joined where one's scores are the other's input
+    attention.problem.stages                     # ("logit", "mask", "softmax", "attend"), also when unfused
+    attention.tensors                            # {"q": "q", "k": "k", "v": "v", "result": "a"}
+
+A hand-written kernel that is no contiguous part of attention has no problem: `kernel_attention` gives None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+from xdsl.ir import SSAValue
+
+from flatc.dialects.spatial import (
+    BufferType,
+    KernelOp,
+    LoadOp,
+    MatmulOp,
+    ReturnOp,
+    ScheduleOp,
+    StoreOp,
+    TensorRefType,
+    TimedOp,
+    VectorOp,
+    ViewOp,
+    timed_ops,
+)
+from flatc.passes.cost.bounds import compulsory_bytes
+from flatc.passes.kernels.problem import AttentionProblem
+from flatc.passes.simulation.simulator import tensor_name
+
+STAGES = ("logit", "mask", "softmax", "attend")
+
+
+@dataclass(frozen=True)
+class Attention:
+    """A contiguous part of attention: its problem, the scale of its logit, its tensors off chip by role.
+
+    The roles are q, k, v, scores (read where there is no logit) and result.
+    """
+
+    problem: AttentionProblem
+    scale: float | None
+    values: dict[str, SSAValue]
+
+    @property
+    def tensors(self) -> dict[str, str]:
+        """The names that the user knows the tensors by."""
+        return {role: tensor_name(value) for role, value in self.values.items()}
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The operations of a kernel that say what it computes."""
+
+    logit: MatmulOp | None
+    mask: VectorOp | None
+    softmax: VectorOp | None
+    attend: MatmulOp | None
+    loads: dict[SSAValue, LoadOp]
+    store: StoreOp
+
+    def source(self, buffer: SSAValue) -> SSAValue | None:
+        """The tensor that a buffer is loaded from."""
+        load = self.loads.get(buffer)
+        return load.tensor if load is not None else None
+
+
+def kernel_attention(kernel: KernelOp) -> Attention | None:
+    """What one kernel computes, or None if it is no part of attention that `lower-to-spatial` would make."""
+    parts = _parts(list(timed_ops(kernel)))
+    return None if parts is None else _attention(parts)
+
+
+def _parts(ops: Sequence[TimedOp]) -> _Parts | None:
+    """The parts of attention among the operations; of several alike (streamed softmax) the last."""
+    products = [op for op in ops if isinstance(op, MatmulOp)]
+    logit = next((op for op in reversed(products) if op.transposed is not None), None)
+    attend = next((op for op in products if op.transposed is None), None)
+    vector = {op.kind.data: op for op in ops if isinstance(op, VectorOp)}
+    loads = {op.writes[0]: op for op in ops if isinstance(op, LoadOp)}
+    stores = [op for op in ops if isinstance(op, StoreOp)]
+    if len(stores) != 1 or not (products or "exp" in vector):
+        return None
+    return _Parts(logit, vector.get("mask"), vector.get("exp"), attend, loads, stores[0])
+
+
+def _attention(parts: _Parts) -> Attention | None:
+    logit, softmax, attend = parts.logit, parts.softmax, parts.attend
+    values: dict[str, SSAValue | None] = {"result": parts.store.tensor}
+    if logit is not None:
+        values |= {"q": parts.source(logit.reads[0]), "k": parts.source(logit.reads[1])}
+    else:
+        first = parts.mask or softmax or attend
+        assert first is not None
+        values["scores"] = parts.source(first.reads[0])
+    if attend is not None:
+        values["v"] = parts.source(attend.reads[1])
+    found = {role: value for role, value in values.items() if value is not None}
+    if len(found) != len(values) or any(len(_dims(v)) != (4 if r in ("k", "v") else 5) for r, v in found.items()):
+        return None
+    scale = logit.scale.value.data if logit is not None and logit.scale is not None else None
+    return Attention(_problem(parts, found), scale, found)
+
+
+def _problem(parts: _Parts, values: dict[str, SSAValue]) -> AttentionProblem:
+    logit, mask, softmax, attend = parts.logit, parts.mask, parts.softmax, parts.attend
+    result = cast(TensorRefType, values["result"].type)
+    source = values["q"] if logit is not None else values["scores"]
+    keyed = values.get("k", values.get("v"))
+    first = mask or softmax or attend
+    scores = _element(logit.writes[0]) if logit is not None else _element(cast(TimedOp, first).reads[0])
+    probabilities = _element((attend or parts.store).reads[0]) if softmax is not None else scores
+    accumulator = _element(attend.writes[0]) if attend is not None else result
+    batch, kv_heads, group, queries = _dims(source)[:4]
+    present = zip(STAGES, (logit, mask, softmax, attend), strict=True)
+    return AttentionProblem(
+        stages=tuple(name for name, op in present if op is not None),
+        batch=batch,
+        kv_heads=kv_heads,
+        group=group,
+        queries=queries,
+        keys=_dims(keyed)[2] if keyed is not None else result.dims[4],
+        d_qk=_dims(values["q"])[4] if logit is not None else 1,
+        d_v=result.dims[4] if attend is not None else 1,
+        q_bytes=_bytes(values.get("q")),
+        k_bytes=_bytes(values.get("k")),
+        v_bytes=_bytes(values.get("v")),
+        score_bytes=scores.element_bytes,
+        probability_bytes=probabilities.element_bytes,
+        accumulator_bytes=accumulator.element_bytes,
+        output_bytes=result.element_bytes,
+        converts_probabilities=probabilities.element_type != scores.element_type,
+        converts_output=attend is not None and accumulator.element_type != result.element_type,
+        mask=mask.mask.data if mask is not None and mask.mask is not None else None,
+    )
+
+
+def _element(buffer: SSAValue) -> BufferType:
+    return cast(BufferType, buffer.type)
+
+
+def _dims(tensor: SSAValue) -> tuple[int, ...]:
+    return cast(TensorRefType, tensor.type).dims
+
+
+def _bytes(tensor: SSAValue | None) -> int:
+    return cast(TensorRefType, tensor.type).element_bytes if tensor is not None else 0
+
+
+# --- Kernels joined to attentions ---------------------------------------------------------------------------
+
+
+def attentions(schedule: ScheduleOp) -> list[Attention] | None:
+    """The attentions of a schedule, whether their parts share a kernel or not; None if a kernel is something else."""
+    parts = [kernel_attention(kernel) for kernel in schedule.kernels()]
+    found: list[Attention] = []
+    for part in parts:
+        if part is None:
+            return None
+        producer = _producer(part, found)
+        if producer is None:
+            found.append(part)
+        else:
+            found[found.index(producer)] = _joined(producer, part)
+    return found
+
+
+def _producer(part: Attention, found: Iterable[Attention]) -> Attention | None:
+    """The attention whose scores or probabilities are the input of `part`."""
+    scores = part.values.get("scores")
+    for attention in found:
+        follows = STAGES.index(attention.problem.stages[-1]) < STAGES.index(part.problem.stages[0])
+        if scores is not None and follows and storage(attention.values["result"]) is storage(scores):
+            return attention
+    return None
+
+
+def storage(tensor: SSAValue) -> SSAValue:
+    """The tensor itself behind views of it."""
+    while isinstance(tensor.owner, ViewOp):
+        tensor = tensor.owner.source
+    return tensor
+
+
+def _joined(producer: Attention, consumer: Attention) -> Attention:
+    """Both parts as one. Where heads are grouped differently, the part that has keys knows how."""
+    first, second = producer.problem, consumer.problem
+    heads = second if not first.has("logit") and second.has("attend") else first
+    softmax = first if first.has("softmax") else second
+    problem = replace(
+        second,
+        stages=first.stages + second.stages,
+        kv_heads=heads.kv_heads,
+        group=heads.group,
+        d_qk=first.d_qk,
+        q_bytes=first.q_bytes,
+        k_bytes=first.k_bytes,
+        score_bytes=first.score_bytes,
+        probability_bytes=softmax.probability_bytes,
+        converts_probabilities=softmax.converts_probabilities,
+        mask=first.mask if first.mask is not None else second.mask,
+    )
+    values = producer.values | {role: value for role, value in consumer.values.items() if role != "scores"}
+    return Attention(problem, producer.scale, values)
+
+
+def outside_tensors(schedule: ScheduleOp, attention: Attention) -> dict[str, str | None]:
+    """The tensors of an attention by role, None for those that need not leave the chip: neither input nor output."""
+    last = schedule.body.block.last_op
+    returned = list(last.values) if isinstance(last, ReturnOp) else []
+    outside = {storage(value) for value in (*schedule.body.block.args, *returned)}
+    return {r: tensor_name(v) if storage(v) in outside else None for r, v in attention.values.items()}
+
+
+def compulsory_by_tensor(schedule: ScheduleOp, found: Sequence[Attention]) -> dict[str, int]:
+    """Least bytes of each tensor that is outside of the chip at the start or at the end."""
+    least: dict[str, int] = {}
+    for attention in found:
+        names = outside_tensors(schedule, attention)
+        for role, size in compulsory_bytes(attention.problem).items():
+            name = names[role]
+            if name is not None:
+                least[name] = max(least.get(name, 0), size)
+    return least

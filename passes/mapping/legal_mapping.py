@@ -1,0 +1,129 @@
+"""Whether a mapping can be scheduled for a problem on an accelerator, apart from memory and timing.
+
+Capacity, slots and stages are judged on the schedule itself by the verifier of `spatial`; what is checked here
+has no meaning as a schedule at all: tiles larger than the tensor, an algorithm the kernel cannot run, an
+array use the machine does not permit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from itertools import pairwise
+
+from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.diagnostics import FlatcError
+from flatc.dialects.mapping import DIMS, ArrayUse, Mapping
+from flatc.passes.cost.primitive_costs import MatmulTile, fold_limits, spatial_extents
+from flatc.passes.kernels.problem import AttentionProblem
+
+
+def check_mapping(problem: AttentionProblem, mapping: Mapping, accelerator: Accelerator, kernel: str) -> None:
+    """Raises `FlatcError` with the first rule that the mapping breaks and what to change."""
+    _check_tiles(problem, mapping, kernel)
+    _check_softmax(problem, mapping, kernel)
+    _check_product_rows(problem, mapping, kernel)
+    _check_stages(mapping, kernel)
+    for name, use in (("logit", mapping.logit), ("attend", mapping.attend)):
+        if problem.has(name):
+            _check_array_use(accelerator, use, product_tile(problem, mapping, name), f"{kernel}: {name}")
+
+
+def product_tile(problem: AttentionProblem, mapping: Mapping, product: str) -> MatmulTile:
+    """The full tile of the logit or attend product under a mapping."""
+    tiles = mapping.tiles
+    batch, rows = tiles.batch * tiles.kv_head, tiles.group * tiles.query
+    if product == "logit":
+        keys = problem.keys if mapping.keep.k_level == "query" else tiles.key
+        return MatmulTile(batch, rows, keys, tiles.d_qk)
+    return MatmulTile(batch, rows, problem.d_v, tiles.key)
+
+
+def _check_tiles(problem: AttentionProblem, mapping: Mapping, kernel: str) -> None:
+    p = problem
+    sizes: dict[str, int] = dict(
+        zip(DIMS, (p.batch, p.kv_heads, p.group, p.queries, p.keys, p.d_qk, p.d_v), strict=True)
+    )
+    for dim, size in sizes.items():
+        tile = getattr(mapping.tiles, dim)
+        if tile > size:
+            raise FlatcError(f"{kernel}: the tile of {dim} is {tile}, and there are only {size}")
+    for dim, stage in (("d_qk", "logit"), ("d_v", "attend")):
+        tiled = problem.has(stage) and getattr(mapping.tiles, dim) != sizes[dim]
+        if tiled and not (dim == "d_qk" and is_product_rows(problem, mapping)):
+            allowed = " without a softmax and with softmax(rows)" if dim == "d_qk" else ""
+            raise FlatcError(
+                f"{kernel}: the tile of {dim} is {getattr(mapping.tiles, dim)}; tiling {dim} is "
+                + (f"scheduled{allowed} only" if allowed else "not scheduled yet"),
+                help=f"set it to {sizes[dim]}",
+            )
+
+
+def is_product_rows(problem: AttentionProblem, mapping: Mapping) -> bool:
+    """Whether the kernel runs as `product_rows` shows: rows of scores on chip, and no softmax on them."""
+    return mapping.softmax.algorithm == "rows" and not problem.has("softmax")
+
+
+def _check_product_rows(problem: AttentionProblem, mapping: Mapping, kernel: str) -> None:
+    keep = mapping.keep
+    if is_product_rows(problem, mapping):
+        if not problem.has("logit") or problem.has("mask") or problem.converts_output:
+            raise FlatcError(
+                f"{kernel}: rows without a softmax hold the scores of a logit, unmasked, and outputs of one type",
+                help="use softmax(none)",
+            )
+        if "kv_head" in (keep.k_level, keep.v_level) or keep.v_level == "query":
+            raise FlatcError(
+                f"{kernel}: rows without a softmax load K and V again for every query tile",
+                help="keep K at key or at query, and V at key",
+            )
+        if (mapping.interleave - 1) * mapping.tiles.query >= problem.queries:
+            raise FlatcError(
+                f"{kernel}: {mapping.interleave} tiles of {mapping.tiles.query} query rows are interleaved, and there "
+                f"are only {problem.queries} rows"
+            )
+        return
+    if mapping.interleave != 1:
+        raise FlatcError(f"{kernel}: only rows without a softmax are interleaved", help="use interleave(1)")
+    if "query" in (keep.k_level, keep.v_level):
+        raise FlatcError(f"{kernel}: only rows without a softmax keep K at query", help="keep it at key or at kv_head")
+
+
+def _check_softmax(problem: AttentionProblem, mapping: Mapping, kernel: str) -> None:
+    algorithm, divide = mapping.softmax.algorithm, mapping.softmax.divide
+    if problem.has("softmax") == (algorithm == "none") and not is_product_rows(problem, mapping):
+        has = "has a softmax" if problem.has("softmax") else "has no softmax"
+        raise FlatcError(f"{kernel}: the kernel {has} and the mapping says softmax({algorithm})")
+    if algorithm == "online" and not problem.has("attend"):
+        raise FlatcError(
+            f"{kernel}: online softmax corrects outputs, and this kernel has none",
+            help="use rows, or streamed where rows do not fit",
+        )
+    if problem.has("softmax") and not problem.has("attend") and divide == "late":
+        raise FlatcError(f"{kernel}: without attend there is nothing to divide later", help="use divide early")
+    if algorithm == "online" and divide == "early":
+        raise FlatcError(f"{kernel}: online softmax knows the sum only at the end", help="use divide late")
+    if algorithm == "streamed" and divide == "late":
+        raise FlatcError(f"{kernel}: streamed softmax divides in its second pass", help="use divide early")
+
+
+def _check_stages(mapping: Mapping, kernel: str) -> None:
+    stages: list[tuple[str, int]] = [(f.name, getattr(mapping.stages, f.name)) for f in fields(mapping.stages)]
+    for (earlier, first), (later, second) in pairwise(stages):
+        if first > second:
+            raise FlatcError(f"{kernel}: stage {first} of {earlier} comes after stage {second} of {later}")
+
+
+def _check_array_use(accelerator: Accelerator, use: ArrayUse, tile: MatmulTile, what: str) -> None:
+    array = accelerator.array
+    if use.stationarity not in array.stationarities:
+        raise FlatcError(
+            f"{what}: {accelerator.name} has no {use.stationarity}-stationary array",
+            help=f"use one of {', '.join(array.stationarities)}",
+        )
+    p, q, _ = spatial_extents(use.stationarity, tile)
+    rows, columns = fold_limits(array, use.stationarity, p, q)
+    if use.fold_rows > rows or use.fold_columns > columns:
+        raise FlatcError(
+            f"{what}: fold {use.fold_rows} x {use.fold_columns} of a {p} x {q} piece does not fit "
+            f"{accelerator.name}'s {array.rows} x {array.columns} array, which takes at most {rows} x {columns}"
+        )

@@ -1,0 +1,147 @@
+"""The map space of one kernel: which mappings the search looks at, as columns of numbers.
+
+Tiles come from stated finite sets, so that "best" has a meaning:
+
+    query, key   powers of two, multiples of the array's sides (1, 2, 3, 4, 6, 8, ... times), the whole, and the
+                 balanced tiles ceil(size / n) for n up to 16
+    heads        divisors: of the group first, then kv heads, then batch, up to 64 query heads in a tile, and FLAT's
+                 corners: all heads of one batch, all of every batch
+    pipelining   `overlapped`: attend works one trip behind logit on a second set of scores;
+                 `in turn`: one set of scores, array and vector unit alternate; `single`: no second slot anywhere
+
+A strategy restricts the space. FLAT's granularities (Kao et al., ASPLOS 2023, section 4.3) fix the tiles outside
+the rows: M-Gran takes everything at once, B-Gran one batch, H-Gran one head, R-Gran some rows of one head.
+Folds are as large as the machine permits and the tile has pieces; a product's stationarity is chosen by the
+search, product by product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from flatc.dialects.accelerator import Accelerator
+from flatc.passes.cost.closed_form import Columns
+from flatc.passes.kernels.problem import AttentionProblem
+
+MULTIPLES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+MOST_BALANCED = 16
+MOST_HEADS_IN_A_TILE = 64
+MOST_MASKED_QUERY_TILES = 16384
+
+
+@dataclass(frozen=True)
+class Pipelining:
+    """Stages and slots that go together."""
+
+    stages: tuple[int, int, int, int, int]
+    slots: int
+    score_slots: int
+
+
+OVERLAPPED = Pipelining((0, 0, 1, 1, 2), 2, 2)
+IN_TURN = Pipelining((0, 0, 0, 0, 1), 2, 1)
+SINGLE = Pipelining((0, 0, 0, 0, 0), 1, 1)
+TO_MEMORY = Pipelining((0, 0, 0, 0, 1), 2, 2)
+"""For kernels whose result leaves from the score buffer: one tile is stored while the next is made."""
+
+
+def pipelinings(problem: AttentionProblem) -> tuple[Pipelining, ...]:
+    """The pipelinings that make sense for a kernel."""
+    if problem.has("attend") and (problem.has("logit") or problem.has("softmax")):
+        return (OVERLAPPED, IN_TURN, SINGLE)
+    return (TO_MEMORY, SINGLE)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One corner of the map space: an algorithm, where K and V stay, a pipelining."""
+
+    algorithm: str
+    divide: str
+    k_level: str
+    v_level: str
+    pipelining: Pipelining
+
+
+def families(problem: AttentionProblem, strategy: str) -> Iterator[Family]:
+    """Every family that a strategy admits for a kernel."""
+    for algorithm in _algorithms(problem, strategy):
+        divide = "early" if algorithm == "streamed" or not problem.has("attend") else "late"
+        if algorithm == "rows" and problem.has("attend") and problem.keys < problem.d_v:
+            divide = "early"
+        for k_level in ("key", "kv_head") if problem.has("logit") else ("key",):
+            for v_level in ("key", "kv_head") if problem.has("attend") else ("key",):
+                for pipelining in pipelinings(problem):
+                    yield Family(algorithm, divide, k_level, v_level, pipelining)
+
+
+def _algorithms(problem: AttentionProblem, strategy: str) -> tuple[str, ...]:
+    if not problem.has("softmax"):
+        return ("none",)
+    if not problem.has("attend"):
+        return ("rows", "streamed")
+    if strategy == "online":
+        return ("online",)
+    if strategy == "auto":
+        return ("online", "rows")
+    return ("rows",)
+
+
+def tile_sizes(size: int, side: int) -> list[int]:
+    """The finite set of tiles of a dimension, given a side of the array."""
+    found = {1 << power for power in range(size.bit_length()) if 1 << power <= size}
+    found |= {side * times for times in MULTIPLES if side * times <= size}
+    found |= {-(-size // parts) for parts in range(1, MOST_BALANCED + 1)}
+    return sorted(found)
+
+
+def _query_tiles(problem: AttentionProblem, accelerator: Accelerator, strategy: str) -> list[int]:
+    if strategy in ("flat-m", "flat-b", "flat-h") and problem.has("logit") and problem.has("attend"):
+        return [problem.queries]
+    tiles = tile_sizes(problem.queries, accelerator.array.rows)
+    # Masks are counted row tile by row tile.
+    most = problem.queries if problem.mask is None else MOST_MASKED_QUERY_TILES
+    return [tile for tile in tiles if -(-problem.queries // tile) <= most]
+
+
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, min(number, MOST_HEADS_IN_A_TILE) + 1) if number % d == 0]
+
+
+def head_tiles(problem: AttentionProblem, strategy: str) -> list[tuple[int, int, int]]:
+    """(batch, kv head, group) tiles that a strategy admits."""
+    p = problem
+    whole = p.has("logit") and p.has("attend")
+    if whole and strategy in ("flat-m", "flat-b", "flat-h", "flat-r"):
+        everything = {"flat-m": (p.batch, p.kv_heads, p.group), "flat-b": (1, p.kv_heads, p.group)}
+        return [everything.get(strategy, (1, 1, 1))]
+    found = [(1, 1, group) for group in _divisors(p.group)]
+    found += [(1, kv_head, p.group) for kv_head in _divisors(p.kv_heads) if kv_head > 1]
+    found += [(batch, p.kv_heads, p.group) for batch in _divisors(p.batch) if batch > 1]
+    found = [tile for tile in found if tile[0] * tile[1] * tile[2] <= MOST_HEADS_IN_A_TILE]
+    corners = [(1, 1, 1), (1, p.kv_heads, p.group), (p.batch, p.kv_heads, p.group)]
+    return list(dict.fromkeys([*found, *corners]))
+
+
+def columns(problem: AttentionProblem, accelerator: Accelerator, strategy: str, family: Family) -> Columns:
+    """Every mapping of a family, folds still 1."""
+    import numpy as np
+
+    heads = np.array(head_tiles(problem, strategy), dtype=np.int64)
+    queries = np.array(_query_tiles(problem, accelerator, strategy), dtype=np.int64)
+    keys = np.array(tile_sizes(problem.keys, accelerator.array.columns), dtype=np.int64)
+    which, query, key = (grid.reshape(-1) for grid in np.meshgrid(np.arange(len(heads)), queries, keys, indexing="ij"))
+
+    def fill(value: int) -> Any:
+        return np.full_like(query, value)
+
+    pipelining = family.pipelining
+    slots = [fill(pipelining.slots) for _ in range(3)]
+    stages = [fill(stage) for stage in pipelining.stages]
+    folds = [fill(1) for _ in range(4)]
+    scores = [fill(pipelining.score_slots), fill(pipelining.slots)]
+    batch, kv_head, group = heads[which].T
+    numbers = [batch, kv_head, group, query, key, *slots, *scores, *folds, *stages]
+    return Columns(*numbers)

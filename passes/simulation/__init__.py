@@ -1,0 +1,1 @@
+"""When everything in a schedule happens: exact event simulation that skips what repeats itself."""

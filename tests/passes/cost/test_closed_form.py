@@ -1,0 +1,90 @@
+"""The closed form against the simulator: what it counts is exact, and its latency is a bound that comes near."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import fields
+from fractions import Fraction
+from typing import Any
+
+import pytest
+
+from flatc.accelerators import load
+from flatc.dialects.mapping import ArrayUse, Keep, Mapping, Softmax, Stages, Tiles
+from flatc.passes.cost.closed_form import columns_of, evaluate_mapping, mapping_at, structure_of
+from flatc.passes.cost.primitive_costs import Work
+from flatc.passes.kernels.schedule_problem import kernel_attention
+from flatc.passes.simulation.simulator import simulate_kernel
+from tests.support import Case, Sizes, attention_graph, random_case, schedule
+
+
+def only(column: Any) -> Any:
+    """The single entry of a column, or the number itself."""
+    return column.item() if hasattr(column, "item") else column
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_closed_form_counts_what_the_simulator_executes(seed: int):
+    case = random_case(random.Random(seed))
+    form = evaluate_mapping(case.problem, case.accelerator, case.mapping)
+    simulation = simulate_kernel(case.kernel, case.accelerator)
+
+    attention = kernel_attention(case.kernel)
+    assert attention is not None
+    for role, size in form.tensor_bytes.items():
+        assert only(size) == sum(simulation.tensor_bytes.get(attention.tensors[role], (0, 0))), role
+    assert only(form.peak_buffer_bytes) == simulation.peak_buffer_bytes
+    assert only(form.busy_cycles["array"]) == simulation.busy_cycles.get("array", 0)
+    for field in fields(Work):
+        counted, executed = only(getattr(form.work, field.name)), getattr(simulation.work, field.name)
+        assert counted == pytest.approx(executed, rel=1e-12), field.name
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_closed_form_never_takes_longer_than_the_simulator(seed: int):
+    case = random_case(random.Random(seed))
+    form = evaluate_mapping(case.problem, case.accelerator, case.mapping)
+    simulation = simulate_kernel(case.kernel, case.accelerator)
+    assert Fraction(only(form.latency_cycles)) <= simulation.latency_cycles * (1 + Fraction(1, 10**12))
+    closed, busy = only(form.busy_cycles["vector"]), simulation.busy_cycles.get("vector", 0)
+    assert closed <= busy if varying_strips(case) else closed == busy
+
+
+def varying_strips(case: Case) -> bool:
+    """Row strips of a masked kernel differ in length; their last partly filled vectors are not rounded up."""
+    return case.mapping.softmax.algorithm == "rows" and case.problem.mask is not None
+
+
+def test_a_kernel_by_hand():
+    """4 rows of 8 keys on edge, in one tile, every number from the definitions."""
+    sizes = Sizes(queries=4, keys=8, d_qk=16, d_v=16)
+    mapping = Mapping(
+        Tiles(1, 1, 1, 4, 8, 16, 16),
+        Keep(1, 1, 1, 1, 1),
+        ArrayUse("output"),
+        ArrayUse("output"),
+        Softmax("online", "late"),
+        Stages(0, 0, 0, 0, 0),
+    )
+    made = schedule(attention_graph(sizes), mapping)
+    attention = kernel_attention(made.kernels()[0])
+    assert attention is not None
+    form = evaluate_mapping(attention.problem, load("edge"), mapping)
+    assert {role: only(size) for role, size in form.tensor_bytes.items()} == {
+        "q": 4 * 16 * 2,
+        "k": 8 * 16 * 2,
+        "v": 8 * 16 * 2,
+        "result": 4 * 16 * 2,
+    }
+    assert only(form.work.macs) == 4 * 8 * 16 + 4 * 16 * 8
+    # Output stationary: the logit passes 16 in time, the attend 8; skews overlap and delay results only.
+    assert only(form.busy_cycles["array"]) == 16 + 8
+    # 32 scores fill the 32 lanes once: max, and exp and add; 4 rows: max, exp, multiply, add; 64 outputs: divide.
+    assert only(form.busy_cycles["vector"]) == (1 + 2) + (2 + 2) + 2
+
+
+def test_columns_hold_mappings_and_give_them_back():
+    case = random_case(random.Random(5))
+    columns = columns_of(case.mapping)
+    assert columns.size == 1
+    assert mapping_at(case.problem, structure_of(case.mapping), columns, 0) == case.mapping

@@ -1,0 +1,73 @@
+"""The gap to the bound, explained: named causes that add up to it, whatever the schedule."""
+
+from fractions import Fraction
+
+import pytest
+
+import flatc
+from flatc.builder import Graph, MaskExpr, causal, window
+from flatc.dialects.accelerator import accelerator_of
+from flatc.dialects.diagnostics import FlatcError
+from flatc.dialects.spatial import ScheduleOp
+from flatc.passes.cost.explanation import Explanation, explain
+
+
+def graph(queries: int, keys: int, mask: MaskExpr | None = None) -> Graph:
+    found = Graph("attention", dtype="bf16", softmax="f32")
+    q = found.input("q", [2, 4, queries, 64])
+    k, v = (found.input(name, [2, 2, keys, 64]) for name in "kv")
+    found.output(found.attention(q, k, v, mask=mask), names=["o"])
+    return found
+
+
+def explained(source: Graph, accelerator: str, strategy: str) -> Explanation:
+    module = flatc.compile(source, accelerator, strategy=strategy, simulate="never").schedule
+    (schedule,) = (op for op in module.ops if isinstance(op, ScheduleOp))
+    return explain(schedule, accelerator_of(module))
+
+
+def causes(explanation: Explanation) -> dict[str, Fraction]:
+    return {cause.name: cause.cycles for cause in explanation.causes}
+
+
+@pytest.mark.parametrize("mask", [None, causal(), window(40, 10)], ids=["full", "causal", "window"])
+@pytest.mark.parametrize("strategy", ["auto", "flat-r", "unfused"])
+@pytest.mark.parametrize("accelerator", ["edge", "cloud", "fusemax"])
+def test_the_causes_add_up_to_the_gap(accelerator: str, strategy: str, mask: MaskExpr | None) -> None:
+    explanation = explained(graph(150, 190, mask), accelerator, strategy)
+    assert sum(cause.cycles for cause in explanation.causes) == explanation.gap_cycles
+    assert explanation.gap_cycles >= 0
+    assert explanation.latency_cycles == sum(kernel.latency_cycles for kernel in explanation.kernels)
+
+
+def test_an_unfused_schedule_leaves_the_array_idle_during_the_softmax() -> None:
+    explanation = explained(graph(256, 256), "edge", "unfused")
+    assert explanation.resource == "array"
+    assert causes(explanation)["kernel softmax does not use it"] > 0
+
+
+def test_hidden_scores_are_named_under_a_mask_only() -> None:
+    hidden = "scores that the mask hides, in tiles on its edge"
+    assert causes(explained(graph(256, 256, causal()), "edge", "auto"))[hidden] > 0
+    assert hidden not in causes(explained(graph(256, 256), "edge", "auto"))
+
+
+def test_row_sums_are_what_the_vector_unit_does_beyond_the_least() -> None:
+    explanation = explained(graph(512, 512), "cloud", "auto")
+    assert explanation.resource == "vector"
+    assert explanation.causes[0].name == "row sums on the vector unit"
+
+
+def test_decode_is_explained_by_its_bytes() -> None:
+    explanation = explained(graph(1, 4096), "edge", "auto")
+    assert explanation.resource == "off-chip"
+    assert explanation.latency_cycles < 1.05 * explanation.bounds.cycles
+
+
+def test_a_schedule_that_is_no_attention_is_refused() -> None:
+    module = flatc.compile(graph(16, 16), "edge", simulate="never").schedule
+    (schedule,) = (op for op in module.ops if isinstance(op, ScheduleOp))
+    for op in list(schedule.kernels()[0].body.block.ops):
+        op.detach()
+    with pytest.raises(FlatcError, match="no bound to explain"):
+        explain(schedule, accelerator_of(module))

@@ -1,0 +1,130 @@
+"""Which mappings have no meaning as a schedule: each row breaks one rule and reads what it says.
+
+Slots, stages and capacity are judged on the schedule itself (`test_schedule_rules`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from flatc.accelerators import load
+from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.diagnostics import FlatcError
+from flatc.dialects.mapping import ArrayUse, Keep, Mapping, Softmax, Stages, Tiles
+from flatc.passes.cost.primitive_costs import MatmulTile
+from flatc.passes.kernels.problem import AttentionProblem
+from flatc.passes.mapping.legal_mapping import check_mapping, product_tile
+
+WHOLE = ("logit", "softmax", "attend")
+
+PROBLEM = AttentionProblem(
+    stages=WHOLE,
+    batch=2,
+    kv_heads=2,
+    group=4,
+    queries=100,
+    keys=200,
+    d_qk=16,
+    d_v=8,
+    q_bytes=2,
+    k_bytes=2,
+    v_bytes=2,
+    score_bytes=4,
+    probability_bytes=2,
+    accumulator_bytes=4,
+    output_bytes=2,
+)
+
+MAPPING = Mapping(
+    Tiles(batch=1, kv_head=1, group=2, query=32, key=48, d_qk=16, d_v=8),
+    Keep(2, 2, 2, 2, 2),
+    ArrayUse("output"),
+    ArrayUse("output"),
+    Softmax("online", "late"),
+    Stages(0, 0, 0, 1, 2),
+)
+
+
+def message(mapping: Mapping, stages: tuple[str, ...] = WHOLE, machine: Accelerator | None = None) -> str:
+    with pytest.raises(FlatcError) as caught:
+        check_mapping(replace(PROBLEM, stages=stages), mapping, machine or load("edge"), "kernel")
+    assert caught.value.message.startswith("kernel: ")
+    return str(caught.value)
+
+
+def edited(field: str, **changes: Any) -> Mapping:
+    return replace(MAPPING, **{field: replace(getattr(MAPPING, field), **changes)})
+
+
+def test_a_legal_mapping_passes():
+    check_mapping(PROBLEM, MAPPING, load("edge"), "kernel")
+
+
+@pytest.mark.parametrize("dim", ["batch", "kv_head", "group", "query", "key", "d_qk", "d_v"])
+def test_tiles_are_no_larger_than_the_problem(dim: str):
+    assert f"the tile of {dim} is 999, and there are only" in message(edited("tiles", **{dim: 999}))
+
+
+@pytest.mark.parametrize(("dim", "size"), [("d_qk", 16), ("d_v", 8)])
+def test_depths_are_not_tiled(dim: str, size: int):
+    assert f"help: set it to {size}" in message(edited("tiles", **{dim: 4}))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "divide", "stages", "expected"),
+    [
+        ("none", "late", WHOLE, "the kernel has a softmax and the mapping says softmax(none)"),
+        ("streamed", "early", ("logit",), "the kernel has no softmax and the mapping says softmax(streamed)"),
+        ("online", "late", ("logit", "softmax"), "help: use rows, or streamed where rows do not fit"),
+        ("rows", "late", ("softmax",), "without attend there is nothing to divide later"),
+        ("online", "early", WHOLE, "online softmax knows the sum only at the end"),
+        ("streamed", "late", WHOLE, "streamed softmax divides in its second pass"),
+    ],
+)
+def test_the_algorithm_fits_the_kernel(algorithm: Any, divide: Any, stages: tuple[str, ...], expected: str):
+    assert expected in message(edited("softmax", algorithm=algorithm, divide=divide), stages)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"load": 1}, "stage 1 of load comes after stage 0 of logit"),
+        ({"logit": 1}, "stage 1 of logit comes after stage 0 of softmax"),
+        ({"softmax": 2}, "stage 2 of softmax comes after stage 1 of attend"),
+        ({"attend": 3}, "stage 3 of attend comes after stage 2 of store"),
+    ],
+)
+def test_stages_follow_the_flow_of_data(changes: dict[str, int], expected: str):
+    assert expected in message(edited("stages", **changes))
+
+
+def test_the_array_must_offer_the_stationarity():
+    edge = load("edge")
+    rigid = replace(edge, array=replace(edge.array, stationarities=("weight",)))
+    assert "edge has no output-stationary array" in message(MAPPING, machine=rigid)
+
+
+def test_folded_pieces_must_fit_side_by_side():
+    """d_v = 8 of attend leaves room for 4 pieces on 32 columns; 64 rows leave none for a second."""
+    check_mapping(PROBLEM, edited("attend", fold_columns=4), load("edge"), "kernel")
+    for fold in ({"fold_columns": 5}, {"fold_rows": 2}):
+        assert "attend: fold" in message(edited("attend", **fold))
+        assert "takes at most 1 x 4" in message(edited("attend", **fold))
+
+
+def test_rules_of_products_that_a_kernel_lacks_do_not_apply():
+    check_mapping(
+        replace(PROBLEM, stages=("logit",)),
+        replace(edited("attend", fold_columns=99), softmax=Softmax("none")),
+        load("edge"),
+        "kernel",
+    )
+
+
+def test_the_tile_of_each_product():
+    """Heads are the batch; the query heads of a group share their keys, so they are rows."""
+    assert product_tile(PROBLEM, MAPPING, "logit") == MatmulTile(batch=1, m=64, n=48, k=16)
+    assert product_tile(PROBLEM, MAPPING, "attend") == MatmulTile(batch=1, m=64, n=8, k=48)
