@@ -1,10 +1,11 @@
-"""The command line: `flatc compile | run | explain | report | validate | accelerators`.
+"""The command line: `flatc compile | run | explain | report | validate | reproduce | accelerators`.
 
     flatc compile examples/bert_base.flat --accelerator edge --bind S=4096 -o out
     flatc run examples/bert_base.flat --bind B=1,S=128
     flatc explain examples/bert_base.flat --accelerator cloud
     flatc report out/schedule.mlir
     flatc validate
+    flatc reproduce flat-footprint
     flatc accelerators edge
 
 A user's mistake prints one message on standard error and gives exit status 1; then nothing is written. What a command
@@ -39,6 +40,8 @@ examples:
   flatc report out/schedule.mlir
   flatc validate
   flatc validate --reference my_figures --json
+  flatc reproduce flat-footprint
+  flatc reproduce -o results
   flatc accelerators
 """
 
@@ -78,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     _add(commands, "explain", explain_command, "say where the time above the bound goes", _explain_arguments)
     _add(commands, "report", report_command, "report a schedule file, or a graph", _report_arguments)
     _add(commands, "validate", validate_command, "hold flatc against published figures", _validate_arguments)
+    _add(commands, "reproduce", reproduce_command, "make the published evaluations again", _reproduce_arguments)
     _add(commands, "accelerators", accelerators_command, "list the accelerators, or print one", _accelerator_arguments)
     return top
 
@@ -173,6 +177,13 @@ def _validate_arguments(command: argparse.ArgumentParser) -> None:
         "--reference", metavar="DIR", help="take the figures of this folder, files of the same names and columns"
     )
     command.add_argument("--json", action="store_true", help="print the tables as JSON, and nothing else")
+
+
+def _reproduce_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("studies", nargs="*", metavar="STUDY", help="which studies; default: all")
+    command.add_argument("-o", "--output", metavar="DIR", help="write texts, tables (.csv) and plots (.svg) there")
+    command.add_argument("--no-plots", action="store_true", help="write no plots, which need Matplotlib")
+    command.add_argument("--quick", action="store_true", help="fewer models and lengths of the same studies")
 
 
 def _accelerator_arguments(command: argparse.ArgumentParser) -> None:
@@ -282,6 +293,20 @@ def validate_command(arguments: argparse.Namespace) -> int:
     tables = validate(None if arguments.reference is None else Path(arguments.reference))
     sys.stdout.write(to_json(tables) if arguments.json else render(tables))
     return 1 if any(table.unexplained for table in tables) else 0
+
+
+def reproduce_command(arguments: argparse.Namespace) -> int:
+    """`flatc reproduce`: published evaluations with flatc's schedules; texts on standard output, files if asked for."""
+    from flatc.output import write_files
+    from flatc.reproduce import plots, reproduce, text
+
+    for number, study in enumerate(reproduce(arguments.studies, quick=arguments.quick)):
+        if arguments.output is not None:
+            drawn = {} if arguments.no_plots else plots.files(study)
+            write_files(arguments.output, text.files(study) | drawn)
+        sys.stdout.write(("\n" if number else "") + text.render(study))
+        sys.stdout.flush()
+    return 0
 
 
 def accelerators_command(arguments: argparse.Namespace) -> int:

@@ -37,6 +37,10 @@ OBJECTIVES: tuple[Objective, ...] = ("latency", "energy", "edp", "offchip")
 _PARTS = {"flat": ("flat-m", "flat-b", "flat-h", "flat-r")}
 
 
+class NothingFits(FlatcError):
+    """No mapping of a strategy fits the machine's buffer."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """The chosen mapping, the concrete strategy it belongs to, and how much of the space was looked at.
@@ -107,10 +111,10 @@ def _check_machine(problem: AttentionProblem, accelerator: Accelerator, kernel: 
         )
 
 
-def _nothing_fits(problem: AttentionProblem, accelerator: Accelerator, strategy: str, kernel: str) -> FlatcError:
+def _nothing_fits(problem: AttentionProblem, accelerator: Accelerator, strategy: str, kernel: str) -> NothingFits:
     capacity = accelerator.buffer.capacity_bytes
     least = _least_footprint(problem, accelerator, strategy)
-    return FlatcError(
+    return NothingFits(
         f"{kernel}: no '{strategy}' mapping fits the {capacity} bytes of {accelerator.name}'s buffer; "
         f"the smallest needs {least}",
         help="use strategy online or auto, whose footprint does not grow with length"
