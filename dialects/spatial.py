@@ -88,6 +88,7 @@ from flatc.dialects.accelerator import AcceleratorAttr
 from flatc.dialects.flat import MappingAttr, parse_mapping_attribute
 from flatc.dialects.parsing import float_text, parse_known_operands
 from flatc.dialects.quasi_affine import Expr
+from flatc.dialects.spatial_tables import RopeTableOp
 from flatc.dialects.spatial_timed import (
     VECTOR_KINDS,
     Access,
@@ -120,6 +121,7 @@ __all__ = [
     "MatmulOp",
     "OffchipOp",
     "ReturnOp",
+    "RopeTableOp",
     "ScheduleOp",
     "Spatial",
     "StartOp",
@@ -620,6 +622,7 @@ Spatial = Dialect(
         ScheduleOp,
         ReturnOp,
         OffchipOp,
+        RopeTableOp,
         ViewOp,
         KernelOp,
         BufferOp,

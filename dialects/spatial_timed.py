@@ -55,6 +55,7 @@ from flatc.dialects.spatial_types import (
     print_expr,
     print_exprs,
 )
+from flatc.dialects.vector_kinds import VALUE_KINDS, VectorKind
 
 
 @dataclass(frozen=True)
@@ -458,15 +459,6 @@ class MatmulOp(TimedOp):
         _print_tail(printer, self)
 
 
-@dataclass(frozen=True)
-class VectorKind:
-    """What one kind of vector operation reads and writes. `?` marks operands that may be absent."""
-
-    reads: tuple[str, ...]
-    writes: tuple[str, ...]
-    meaning: str
-
-
 VECTOR_KINDS: dict[str, VectorKind] = {
     "mask": VectorKind(("scores",), ("scores",), "scores that the mask hides become -inf"),
     "row_max": VectorKind(
@@ -482,8 +474,10 @@ VECTOR_KINDS: dict[str, VectorKind] = {
     "rescale": VectorKind(("output", "correction"), ("output",), "output = output * correction, row by row"),
     "divide": VectorKind(("x", "sum"), ("y",), "y = x / sum, row by row; rows whose sum is 0 give 0"),
     "cast": VectorKind(("x",), ("y",), "y = x in another storage type"),
+    **VALUE_KINDS,
 }
-"""The vector operations of attention. Rows are all dimensions of the extents but the last."""
+"""The vector operations of attention, and those of the layer around it. Rows are all dimensions of the extents but the
+last."""
 
 
 @irdl_op_definition
@@ -493,8 +487,10 @@ class VectorOp(TimedOp):
         %t = spatial.vector exp (%s, %m, %l, %alpha) into (%p, %l) extent [64, 128] after(%u)
         %t = spatial.vector mask (%s) into (%s) extent [64, 128] #attn.mask<causal(offset = 0)>
              at [%i * 64, %j * 128] after(%u) when %j * 128 + 128 - %i * 64
+        %t = spatial.vector rmsnorm (%x, %g) into (%y) extent [64, 4096] epsilon 1e-05 after(%u)
 
-    `at` gives the absolute query and key position of the tile's first score.
+    `at` gives the absolute query and key position of the tile's first score. A kind that takes a number has it behind
+    a keyword of its own.
     """
 
     name = "spatial.vector"
@@ -507,6 +503,7 @@ class VectorOp(TimedOp):
     kind = prop_def(StringAttr)
     mask = opt_prop_def(MaskAttr)
     position = opt_prop_def(ArrayAttr[ExprAttr])
+    number = opt_prop_def(FloatAttr)
 
     def __init__(
         self,
@@ -515,6 +512,7 @@ class VectorOp(TimedOp):
         *,
         mask: MaskAttr | None = None,
         position: Sequence[Expr] | ArrayAttr[ExprAttr] | None = None,
+        number: float | None = None,
     ):
         if isinstance(timed, TimedBuilder):
             loops, timed = timed.loops, timed.build()
@@ -529,6 +527,7 @@ class VectorOp(TimedOp):
                 "kind": StringAttr(kind),
                 "mask": mask,
                 "position": cast("ArrayAttr[ExprAttr] | None", position),
+                "number": None if number is None else FloatAttr(number, f64),
             },
         )
 
@@ -545,6 +544,9 @@ class VectorOp(TimedOp):
                 raise VerifyException(f"{self.kind.data} {verb} ({', '.join(names)}), got {len(values)} buffers")
             for name, value in zip(names, values, strict=False):
                 self._verify_rank(name.removesuffix("?"), cast(BufferType, value.type))
+        if (kind.number is None) != (self.number is None):
+            wanted = "takes no number" if kind.number is None else f"needs a number: {kind.number} ..."
+            raise VerifyException(f"{self.kind.data} {wanted}")
         if self.kind.data == "exp" and (len(self.reads) > 2) != (len(self.writes) > 1):
             raise VerifyException("exp adds to a sum that it reads and writes, or has no sum at all")
         is_mask = self.kind.data == "mask"
@@ -572,8 +574,10 @@ class VectorOp(TimedOp):
         if mask is not None and not isinstance(mask, MaskAttr):
             parser.raise_error(f"expected #attn.mask<...>, got {mask}")
         position = timed.indices.parse_list(parser) if parser.parse_optional_keyword("at") else None
+        keyword = VECTOR_KINDS[kind].number if kind in VECTOR_KINDS else None
+        number = float(parser.parse_number()) if keyword and parser.parse_optional_keyword(keyword) else None
         timed.parse_tail(parser)
-        return cls(kind, timed, mask=mask, position=position)
+        return cls(kind, timed, mask=mask, position=position, number=number)
 
     @override
     def print(self, printer: Printer) -> None:
@@ -588,4 +592,6 @@ class VectorOp(TimedOp):
         if self.position is not None:
             printer.print_string(" at ")
             print_exprs(printer, self.position.data, self.indices)
+        if self.number is not None:
+            printer.print_string(f" {VECTOR_KINDS[self.kind.data].number} {float_text(self.number.value.data)}")
         _print_tail(printer, self)

@@ -16,10 +16,11 @@ from xdsl.dialects.builtin import AnyFloat, TensorType
 from xdsl.ir import Attribute, SSAValue
 
 from flatc.dialects import attn
-from flatc.dialects.attn import Activation, NormKind, element_type_of, shape_of
+from flatc.dialects.attn import element_type_of, shape_of
 from flatc.dialects.masks import allows
 from flatc.interpreter.dtypes import Array, Precision
 from flatc.interpreter.engine import meaning
+from flatc.interpreter.functions import activated, normalised, rotary_table, rotated
 
 
 def _widen(op: attn.AttnOp, operands: Sequence[Array], precision: Precision) -> list[Array]:
@@ -212,10 +213,7 @@ def _cast(op: attn.CastOp, operands: Sequence[Array], precision: Precision) -> l
 @meaning(attn.NormOp)
 def _norm(op: attn.NormOp, operands: Sequence[Array], precision: Precision) -> list[Array]:
     x, *rest = _widen(op, operands, precision)
-    if op.kind.data == NormKind.LAYERNORM:
-        x = x - x.mean(axis=-1, keepdims=True)
-    epsilon = x.dtype.type(op.epsilon.value.data)
-    y = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + epsilon)
+    y = normalised(op.kind.data, x, op.epsilon.value.data)
     remaining = iter(rest)
     if op.weight is not None:
         y = y * next(remaining)
@@ -224,53 +222,19 @@ def _norm(op: attn.NormOp, operands: Sequence[Array], precision: Precision) -> l
     return _store(precision, y, op.result)
 
 
-def _erf(x: Array) -> Array:
-    values = [math.erf(value) for value in x.ravel().tolist()]
-    return np.array(values, dtype=x.dtype).reshape(x.shape)
-
-
-def _sigmoid(x: Array) -> Array:
-    return (1 + np.tanh(x / 2)) / 2
-
-
-def _gelu_tanh(x: Array) -> Array:
-    return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))) / 2
-
-
 @meaning(attn.ActivationOp)
 def _activation(op: attn.ActivationOp, operands: Sequence[Array], precision: Precision) -> list[Array]:
     (x,) = _widen(op, operands, precision)
-    match op.kind.data:
-        case Activation.GELU:
-            y = x * (1 + _erf(x / math.sqrt(2))) / 2
-        case Activation.GELU_TANH:
-            y = _gelu_tanh(x)
-        case Activation.SILU:
-            y = x * _sigmoid(x)
-        case Activation.RELU:
-            y = np.maximum(x, 0)
-        case Activation.SIGMOID:
-            y = _sigmoid(x)
-        case Activation.TANH:
-            y = np.tanh(x)
-    return _store(precision, y, op.result)
+    return _store(precision, activated(op.kind.data, x), op.result)
 
 
 @meaning(attn.RopeOp)
 def _rope(op: attn.RopeOp, operands: Sequence[Array], precision: Precision) -> list[Array]:
     (x,) = _widen(op, operands, precision)
-    dims, start = op.dims.value.data, op.start.value.data
-    turned, rest = x[..., :dims], x[..., dims:]
-    positions = start + _column(shape_of(op.x)[2])
-    angles = positions * op.wavelength.value.data ** (-2 * np.arange(dims // 2) / dims)
-    cos, sin = np.cos(angles).astype(x.dtype), np.sin(angles).astype(x.dtype)
-    if op.interleaved is not None:
-        a, b = turned[..., 0::2], turned[..., 1::2]
-        pairs = np.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(turned.shape)
-    else:
-        a, b = np.split(turned, 2, axis=-1)
-        pairs = np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-    return _store(precision, np.concatenate([pairs, rest], axis=-1), op.result)
+    dims = op.dims.value.data
+    table = rotary_table(shape_of(op.x)[2], dims, op.start.value.data, op.wavelength.value.data)
+    turned = rotated(x[..., :dims], table.astype(x.dtype), interleaved=op.interleaved is not None)
+    return _store(precision, np.concatenate([turned, x[..., dims:]], axis=-1), op.result)
 
 
 @meaning(attn.SplitHeadsOp)

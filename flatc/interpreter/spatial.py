@@ -34,14 +34,17 @@ from flatc.dialects.spatial import (
     MatmulOp,
     OffchipOp,
     ReturnOp,
+    RopeTableOp,
     ScheduleOp,
     StoreOp,
     TimedOp,
     VectorOp,
     ViewOp,
 )
+from flatc.dialects.vector_kinds import VALUE_KINDS
 from flatc.interpreter.dtypes import Array, Precision
 from flatc.interpreter.engine import AS_STORED, meaning, prepare
+from flatc.interpreter.functions import rotary_table
 from flatc.interpreter.memory import (
     Box,
     Instance,
@@ -53,6 +56,7 @@ from flatc.interpreter.memory import (
     window,
 )
 from flatc.interpreter.order import NOTHING, Clock, Order, Step, join
+from flatc.interpreter.vector_values import value_operation
 from flatc.passes.simulation.program_order import Event, walk
 
 
@@ -86,6 +90,8 @@ def execute(schedule: ScheduleOp, arguments: Sequence[Array], precision: Precisi
             type = op.tensor.type
             dtype = precision.stored(type.element_type)
             tensors[op.tensor] = OffchipTensor.empty(op.label.data, type.dims, dtype)
+        elif isinstance(op, RopeTableOp):
+            tensors[op.tensor] = OffchipTensor.given(op.label.data, _rope_table(op, precision))
         elif isinstance(op, ViewOp):
             tensors[op.tensor] = tensors[op.source].view(op.tensor.type.dims)
         elif isinstance(op, KernelOp):
@@ -95,6 +101,12 @@ def execute(schedule: ScheduleOp, arguments: Sequence[Array], precision: Precisi
     touched = dict.fromkeys(name for name, _ in moved)
     bytes = {name: (moved[name, "read"], moved[name, "write"]) for name in sorted(touched)}
     return ScheduleRun(_outputs(schedule, tensors), bytes)
+
+
+def _rope_table(op: RopeTableOp, precision: Precision) -> Array:
+    rows, dims = op.tensor.type.dims
+    table = rotary_table(rows, dims, op.start.data, op.wavelength.value.data)
+    return precision.store(table, op.tensor.type.element_type)
 
 
 @meaning(ScheduleOp)
@@ -236,6 +248,12 @@ class _Access:
         """What read operand `index` holds, in the type that the operation computes in."""
         return self.read(index, extents).astype(self.compute)
 
+    def repeated(self, index: int) -> Array:
+        """What read operand `index` holds, in the type that the operation computes in; dims of 1 are repeated."""
+        shape = self._read_from[index].shape
+        box = [1 if size == 1 else extent for size, extent in zip(shape, self.extents, strict=True)]
+        return np.broadcast_to(self.operand(index, box), self.extents)
+
     def accumulated(self, index: int, extents: Sequence[int]) -> Array:
         """What write operand `index` holds, to be added to."""
         instance, box = self._write_to[index], self._write_box(index, extents)
@@ -335,4 +353,5 @@ _VECTOR: dict[str, Callable[[VectorOp, _Access], None]] = {
     "rescale": _rescale,
     "divide": _divide,
     "cast": _cast,
+    **dict.fromkeys(VALUE_KINDS, value_operation),
 }

@@ -15,6 +15,7 @@ from xdsl.ir import SSAValue
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.spatial import BufferType, LoadOp, MatmulOp, StoreOp, TimedOp, VectorOp
+from flatc.dialects.vector_kinds import VALUE_KINDS
 from flatc.passes.cost.primitive_costs import (
     MatmulTile,
     VectorWork,
@@ -22,6 +23,8 @@ from flatc.passes.cost.primitive_costs import (
     array_cycles,
     chained_traffic,
     operand_traffic,
+    repeated_elements,
+    value_price,
     vector_cycles,
     vector_energy_pj,
     vector_work,
@@ -102,6 +105,8 @@ class CostModel:
                 help="give the accelerator file a vector unit, or compile only matrix products for it",
             )
         rows, elements = math.prod(extents[:-1]), math.prod(extents)
+        if op.kind.data in VALUE_KINDS:
+            return self._value(op, extents)
         first_read, first_write = _element_bytes(op.reads[0]), _element_bytes(op.writes[0])
         work = vector_operation_work(op)
         ticks = vector_cycles(unit, work, elements, rows) * self.ticks_per_cycle
@@ -117,6 +122,15 @@ class CostModel:
         )
         return OpCost(ticks, ticks, counts)
 
+    def _value(self, op: VectorOp, extents: tuple[int, ...]) -> OpCost:
+        """An operation on values: it reads each operand as it lies in its buffer, without repeated dims."""
+        reads = [(repeated_elements(_dims(value), extents), _element_bytes(value)) for value in op.reads]
+        price = value_price(
+            self.accelerator.vector, vector_operation_work(op), extents, reads, _element_bytes(op.writes[0])
+        )
+        ticks = price.cycles * self.ticks_per_cycle
+        return OpCost(ticks, ticks, price.work)
+
 
 def matmul_tile(op: MatmulOp, extents: tuple[int, ...]) -> MatmulTile:
     """The product that one execution of a matmul computes."""
@@ -127,7 +141,7 @@ def matmul_tile(op: MatmulOp, extents: tuple[int, ...]) -> MatmulTile:
 def vector_operation_work(op: VectorOp) -> VectorWork:
     """The operations of the price table that a vector operation performs."""
     changes_type = _element_type(op.reads[0]) != _element_type(op.writes[0])
-    converts = op.kind.data in ("exp", "divide", "cast") and changes_type
+    converts = (op.kind.data in ("exp", "divide", "cast") or op.kind.data in VALUE_KINDS) and changes_type
     return vector_work(op.kind.data, reads=len(op.reads), writes=len(op.writes), converts=converts)
 
 
@@ -138,6 +152,10 @@ def _is_product(buffer: SSAValue) -> bool:
 
 def _element_bytes(value: SSAValue) -> int:
     return cast(BufferType, value.type).element_bytes
+
+
+def _dims(value: SSAValue) -> tuple[int, ...]:
+    return cast(BufferType, value.type).dims
 
 
 def _element_type(value: SSAValue) -> object:

@@ -11,10 +11,13 @@ exact for both.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from flatc.dialects.accelerator import Accelerator, Array, VectorUnit
+from flatc.passes.cost.value_work import VALUE_WORK, VectorWork, value_work
 
 Count = Any
 """An integer, or a NumPy array of integers."""
@@ -146,14 +149,6 @@ def operand_traffic(array: Array, stationarity: str, tile: MatmulTile, *, accumu
 # --- The vector unit ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class VectorWork:
-    """Operations of one kind of vector operation: per element of the tile, and per row of it."""
-
-    per_element: tuple[str, ...]
-    per_row: tuple[str, ...] = ()
-
-
 VECTOR_WORK: dict[str, VectorWork] = {
     "mask": VectorWork(("select",)),
     "row_max": VectorWork(("max",)),
@@ -169,7 +164,8 @@ VECTOR_WORK: dict[str, VectorWork] = {
 
 `row_max_online` also combines the row's running maximum and makes the correction factor; `exp_sum` also adds up
 the probabilities; `exp_sum_online` also corrects the running sum. A change of storage type adds a `cast` per
-element. Rows lie across lanes, so reducing a row is work within a lane and has no price of its own.
+element. Rows lie across lanes, so reducing a row is work within a lane and has no price of its own. Norms, activations
+and the like are in `value_work`.
 """
 
 
@@ -180,9 +176,9 @@ def vector_work(kind: str, *, reads: int, writes: int, converts: bool) -> Vector
         variant = "row_max_online"
     if kind == "exp" and writes == 2:
         variant = "exp_sum_online" if reads == 4 else "exp_sum"
-    work = VECTOR_WORK[variant]
+    work = value_work(kind, reads) if kind in VALUE_WORK else VECTOR_WORK[variant]
     if converts and "cast" not in work.per_element:
-        return VectorWork((*work.per_element, "cast"), work.per_row)
+        return replace(work, per_element=(*work.per_element, "cast"))
     return work
 
 
@@ -198,6 +194,38 @@ def vector_energy_pj(unit: VectorUnit, work: VectorWork, elements: Count, rows: 
     per_element = sum(getattr(unit.energies_pj, name) for name in work.per_element)
     per_row = sum(getattr(unit.energies_pj, name) for name in work.per_row)
     return elements * per_element + rows * per_row
+
+
+def repeated_elements(operand: Sequence[int], extents: Sequence[Count]) -> Count:
+    """Elements that an operation reads of an operand with these dims: a dim of 1 is read once and repeated."""
+    return math.prod(1 if size == 1 else extent for size, extent in zip(operand, extents, strict=True))
+
+
+@dataclass(frozen=True)
+class VectorPrice:
+    """Cycles of one vector operation, and what it did."""
+
+    cycles: Count
+    work: Work
+
+
+def value_price(
+    unit: VectorUnit,
+    work: VectorWork,
+    extents: Sequence[Count],
+    reads: Sequence[tuple[Count, int]],
+    write_bytes: int,
+) -> VectorPrice:
+    """The price of an operation of `VALUE_KINDS`; `reads` are (elements, bytes of one) of its operands."""
+    rows, elements = math.prod(extents[:-1]), math.prod(extents)
+    first, *others = (count * size for count, size in reads)
+    counts = Work(
+        vector_energy_pj=vector_energy_pj(unit, work, elements, rows),
+        vector_elements=elements * len(work.per_element),
+        buffer_read_bytes=first * work.passes + sum(others),
+        buffer_write_bytes=elements * write_bytes,
+    )
+    return VectorPrice(vector_cycles(unit, work, elements, rows), counts)
 
 
 # --- Counts that add up to energy ---------------------------------------------------------------------
