@@ -38,21 +38,21 @@ from xdsl.printer import Printer
 from xdsl.traits import IsolatedFromAbove, IsTerminator, Pure, SingleBlockImplicitTerminator
 from xdsl.utils.exceptions import VerifyException
 
-from flatc.dialects.mapping import Mapping, parse_mapping
+from flatc.dialects.kernel_mapping import KernelMapping, parse_kernel_mapping
 from flatc.dialects.parsing import known_type
 
 
 @irdl_attr_definition
-class MappingAttr(Data[Mapping]):
+class MappingAttr(Data[KernelMapping]):
     """A mapping as an attribute: `#flat.mapping<tiles(...) keep(...) ... stages(...)>`."""
 
     name = "flat.mapping"
 
     @classmethod
     @override
-    def parse_parameter(cls, parser: AttrParser) -> Mapping:
+    def parse_parameter(cls, parser: AttrParser) -> KernelMapping:
         with parser.in_angle_brackets():
-            return parse_mapping(parser)
+            return parse_kernel_mapping(parser)
 
     @override
     def print_parameter(self, printer: Printer) -> None:
@@ -108,7 +108,7 @@ class FusedOp(IRDLOperation):
         body: Region,
         *,
         strategy: str | None = None,
-        mapping: Mapping | None = None,
+        mapping: KernelMapping | None = None,
     ):
         super().__init__(
             operands=[inputs],

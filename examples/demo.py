@@ -15,6 +15,7 @@ from pathlib import Path
 import flatc
 from flatc.accelerators import load
 from flatc.passes.kernels.schedule_problem import kernel_attention
+from flatc.passes.kinds.attention import ATTENTION
 from flatc.passes.mapping.live_footprint import live_elements
 from flatc.report import to_text
 from flatc.report.build import schedule_of
@@ -84,7 +85,7 @@ def growth(accelerator: str, lengths: Sequence[int]) -> list[tuple[int, int, int
     array = load(accelerator).array
     small = flatc.compile(GRAPH, accelerator, strategy="online", bindings={"S": lengths[0]})
     (kernel,) = schedule_of(small.schedule).kernels()
-    attention, mapping = kernel_attention(kernel), small.mappings["attention"]
+    attention, mapping = kernel_attention(kernel), ATTENTION.mapping_of(kernel)
     assert attention is not None
     resident = replace(mapping.keep, k_level="kv_head", v_level="kv_head")
     streamed = replace(mapping.keep, k_level="key", v_level="key")

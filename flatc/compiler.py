@@ -8,7 +8,7 @@
 A graph is a path (`.flat`, `.mlir`), `.flat` text (a string of several lines), a `flatc.builder.Graph`, or a module.
 The steps are those of `flatc-opt`, one pass each, verified in between:
 
-    fuse-attention -> tile-attention -> lower-to-spatial -> allocate-buffers -> report
+    fuse-attention -> fuse-layers -> tile-attention -> lower-to-spatial -> allocate-buffers -> report
 
 A module may enter at any level. Fused kernels that all have mappings keep them, a schedule is only verified and priced.
 """
@@ -26,10 +26,11 @@ from xdsl.dialects.builtin import ModuleOp, StringAttr
 from xdsl.passes import ModulePass
 from xdsl.utils.exceptions import VerifyException
 
-from flatc.dialects import mapping as maps
 from flatc.dialects.accelerator import MODULE_ATTRIBUTE, Accelerator, attach_accelerator
 from flatc.dialects.diagnostics import FlatcError, did_you_mean, position_of
 from flatc.dialects.flat import FusedOp
+from flatc.dialects.kernel_mapping import KernelMapping
+from flatc.dialects.mapping import Mapping as AttentionMapping
 from flatc.dialects.spatial import ScheduleOp
 from flatc.passes.cost.kernel_costs import SIMULATE, Simulate
 from flatc.passes.mapping.mapping_text import format_mappings, parse_mappings
@@ -52,10 +53,10 @@ class Compilation:
     graph: ModuleOp | None
     schedule: ModuleOp
     report: Report
-    search: Mapping[str, Choice] = field(default_factory=dict[str, Choice])
+    search: Mapping[str, Choice[KernelMapping]] = field(default_factory=dict[str, Choice[KernelMapping]])
 
     @property
-    def mappings(self) -> dict[str, maps.Mapping]:
+    def mappings(self) -> dict[str, KernelMapping]:
         """The mapping of each kernel, by name."""
         return {kernel.name: kernel.mapping for kernel in self.report.kernels if kernel.mapping is not None}
 
@@ -77,7 +78,7 @@ def compile(
     *,
     strategy: str = "auto",
     objective: Objective = "latency",
-    mapping: str | PathLike[str] | maps.Mapping | Mapping[str, maps.Mapping] | None = None,
+    mapping: str | PathLike[str] | KernelMapping | Mapping[str, KernelMapping] | None = None,
     bindings: Mapping[str, int] | None = None,
     phase: str | None = None,
     simulate: Simulate = "auto",
@@ -141,12 +142,12 @@ def _attach(module: ModuleOp, accelerator: str | PathLike[str] | Accelerator | N
 
 
 def _mappings(
-    mapping: str | PathLike[str] | maps.Mapping | Mapping[str, maps.Mapping] | None,
-) -> Mapping[str, maps.Mapping] | None:
+    mapping: str | PathLike[str] | KernelMapping | Mapping[str, KernelMapping] | None,
+) -> Mapping[str, KernelMapping] | None:
     """Given mappings by kernel name; the empty name stands for every kernel."""
     if mapping is None:
         return None
-    if isinstance(mapping, maps.Mapping):
+    if isinstance(mapping, KernelMapping):
         return {"": mapping}
     if isinstance(mapping, str) and "#flat.mapping" in mapping:
         return parse_mappings(mapping)
@@ -161,18 +162,20 @@ def _mappings(
 
 
 def _tile(
-    module: ModuleOp, strategy: str, objective: Objective, given: Mapping[str, maps.Mapping] | None
-) -> Mapping[str, Choice]:
+    module: ModuleOp, strategy: str, objective: Objective, given: Mapping[str, KernelMapping] | None
+) -> Mapping[str, Choice[KernelMapping]]:
     """Fuses, and gives every kernel a mapping; what the search looked at."""
     from flatc.passes.fuse_attention import WHOLE, FuseAttentionPass
+    from flatc.passes.fuse_layers import FuseLayersPass
     from flatc.passes.tile_attention import tile_module
 
     if given is not None and _names_parts(given):
         strategy = "unfused"
     apply(FuseAttentionPass(UNFUSED_GROUPS if strategy == "unfused" else (WHOLE,)), module)
+    apply(FuseLayersPass(), module)
     kernels = [op for op in module.walk() if isinstance(op, FusedOp)]
     if not kernels:
-        raise FlatcError("the graph has no attention", help="flatc compiles graphs with attention(q, k, v)")
+        raise FlatcError("the graph computes nothing", help="give it an attention(q, k, v), or a product x @ w")
     if given is None and all(kernel.mapping is not None for kernel in kernels):
         return {}
     text = None if given is None else format_mappings(given)
@@ -183,9 +186,10 @@ def _tile(
     return choices
 
 
-def _names_parts(given: Mapping[str, maps.Mapping]) -> bool:
+def _names_parts(given: Mapping[str, KernelMapping]) -> bool:
     """Whether mappings are for the kernels of an unfused attention: one at least has no whole attention to do."""
-    return any(mapping.softmax.algorithm == "none" for mapping in given.values())
+    attentions = [mapping for mapping in given.values() if isinstance(mapping, AttentionMapping)]
+    return any(mapping.softmax.algorithm == "none" for mapping in attentions)
 
 
 def lower(module: ModuleOp) -> None:

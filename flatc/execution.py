@@ -32,8 +32,11 @@ from flatc.interpreter import random_inputs, run_module, run_schedule
 from flatc.interpreter.dtypes import Array, numpy_dtype
 from flatc.interpreter.engine import result_names
 from flatc.interpreter.reference import attention
+from flatc.passes.cost.bounds import AnyProblem, least_macs, longest_sum
 from flatc.passes.cost.kernel_costs import count_events
-from flatc.passes.kernels.schedule_problem import Attention, attentions
+from flatc.passes.kernels.problem import AttentionProblem
+from flatc.passes.kernels.schedule_problem import Attention, Part
+from flatc.passes.kinds.registry import parts
 from flatc.report.build import schedule_of
 
 MOST_MACS = 2_000_000_000
@@ -61,7 +64,7 @@ class RunResult:
 def run(module: ModuleOp, graph: ModuleOp | None, inputs: Mapping[str, Any] | None = None, seed: int = 0) -> RunResult:
     """Runs a schedule on inputs, or on seeded ones, and compares."""
     schedule = schedule_of(module)
-    found = attentions(schedule)
+    found = parts(schedule)
     _check_size(schedule, found, graph)
     arrays = dict(inputs) if inputs is not None else random_inputs(module, seed)
     done = run_schedule(module, arrays)
@@ -87,8 +90,8 @@ def _distance(output: Array, reference: Array) -> float:
 # --- How large, how exact -------------------------------------------------------------------------------------
 
 
-def _check_size(schedule: ScheduleOp, found: Iterable[Attention] | None, graph: ModuleOp | None) -> None:
-    macs = sum(p.heads * p.queries * p.keys * (p.d_qk + p.d_v) for p in (a.problem for a in found or ()))
+def _check_size(schedule: ScheduleOp, found: Iterable[Part] | None, graph: ModuleOp | None) -> None:
+    macs = sum(_macs(part.problem) for part in found or ())
     events = sum(map(count_events, schedule.kernels()))
     if macs <= MOST_MACS and events <= MOST_RUN_EVENTS:
         return
@@ -101,6 +104,13 @@ def _check_size(schedule: ScheduleOp, found: Iterable[Attention] | None, graph: 
     )
 
 
+def _macs(problem: AnyProblem) -> int:
+    """Multiply-accumulates of the reference, which computes hidden scores too."""
+    if isinstance(problem, AttentionProblem):
+        return problem.heads * problem.queries * problem.keys * (problem.d_qk + problem.d_v)
+    return least_macs(problem)
+
+
 def _dims(graph: ModuleOp | None) -> list[str]:
     """The dims that the user may bind."""
     functions = [op for op in graph.ops if isinstance(op, FuncOp)] if graph is not None else []
@@ -111,15 +121,15 @@ def _dims(graph: ModuleOp | None) -> list[str]:
     return [f"the graph has {', '.join(sizes)}"] if sizes else []
 
 
-def relative_tolerance(schedule: ScheduleOp, found: Iterable[Attention] | None) -> float:
+def relative_tolerance(schedule: ScheduleOp, found: Iterable[Part] | None) -> float:
     """The tolerance for reference values of at most 1 (see the module docstring); errors of a chain add up."""
     stored, accumulated = 0.0, 0.0
     for kernel in schedule.kernels():
         for element, sums in _element_types(kernel):
             epsilon = _epsilon(element)
             stored, accumulated = (stored, max(accumulated, epsilon)) if sums else (max(stored, epsilon), accumulated)
-    problems = [attention.problem for attention in found or ()]
-    terms = max((problem.keys + problem.d_qk for problem in problems), default=4096)
+    problems = [part.problem for part in found or ()]
+    terms = max(map(longest_sum, problems), default=4096)
     return max(1, len(problems)) * (2 * stored + (2 + math.sqrt(terms)) * accumulated)
 
 
@@ -149,7 +159,7 @@ def _epsilon(element: Attribute) -> float:
 
 
 def _reference(
-    schedule: ScheduleOp, found: list[Attention] | None, graph: ModuleOp | None, inputs: Mapping[str, Array]
+    schedule: ScheduleOp, found: list[Part] | None, graph: ModuleOp | None, inputs: Mapping[str, Array]
 ) -> dict[str, Array]:
     """The outputs in float64, by name."""
     names = result_names(schedule)
@@ -157,7 +167,11 @@ def _reference(
         return dict(zip(names, run_module(graph, inputs, exact=True), strict=True))
     values: dict[str, Array] = dict(inputs)
     for part in found or ():
-        if part.problem.stages[0] != "logit" or not {"softmax", "attend"} <= set(part.problem.stages):
+        if (
+            not isinstance(part, Attention)
+            or part.problem.stages[0] != "logit"
+            or not {"softmax", "attend"} <= set(part.problem.stages)
+        ):
             found = None
             break
         values[part.tensors["result"]] = _attention(part, values)

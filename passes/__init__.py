@@ -29,6 +29,11 @@ def get_all_passes() -> dict[str, Callable[[], type[ModulePass]]]:
 
         return FuseAttentionPass
 
+    def fuse_layers() -> type[ModulePass]:
+        from flatc.passes.fuse_layers import FuseLayersPass
+
+        return FuseLayersPass
+
     def tile_attention() -> type[ModulePass]:
         from flatc.passes.tile_attention import TileAttentionPass
 
@@ -47,6 +52,7 @@ def get_all_passes() -> dict[str, Callable[[], type[ModulePass]]]:
     return {
         "allocate-buffers": allocate_buffers,
         "fuse-attention": fuse_attention,
+        "fuse-layers": fuse_layers,
         "lower-to-spatial": lower_to_spatial,
         "tile-attention": tile_attention,
     }

@@ -31,13 +31,14 @@ from typing_extensions import override
 from xdsl.context import Context
 from xdsl.dialects.builtin import ArrayAttr, ModuleOp, StringAttr
 from xdsl.dialects.func import FuncOp, ReturnOp
-from xdsl.ir import Block, Operation, Region, SSAValue
+from xdsl.ir import Block, Operation, SSAValue
 from xdsl.passes import ModulePass
 from xdsl.utils.hints import isa
 
 from flatc.dialects.attn import SCORE_OPS, AttendOp, AttnOp, LogitOp, MaskOp, ScoreOp, SoftmaxOp, shape_of
 from flatc.dialects.diagnostics import FlatcError, did_you_mean, position_of
-from flatc.dialects.flat import FusedOp, YieldOp
+from flatc.dialects.flat import FusedOp
+from flatc.passes.kernels.fused_region import fuse_operators
 
 PARTS = ("logit", "mask", "softmax", "attend")
 """The parts of an attention, in the order of the chain."""
@@ -278,24 +279,7 @@ def _unknown_producers(value: SSAValue) -> Iterator[tuple[AttnOp, LogitOp | Soft
 
 def fuse(kernel: Kernel) -> FusedOp:
     """Move the operators of a kernel into a `flat.fused` where the last of them stands."""
-    inputs, last = kernel.inputs(), kernel.links[-1]
-    parent = last.op.parent_block()
-    assert parent is not None
-    block = Block(arg_types=[value.type for value in inputs])
-    fused = FusedOp(kernel.name, inputs, [last.result.type], Region(block))
-    fused.location = last.op.location
-    parent.insert_op_after(fused, last.op)
-    fused.outputs[0].name_hint = last.result.name_hint
-    last.result.replace_all_uses_with(fused.outputs[0])
-    arguments = dict(zip(inputs, block.args, strict=True))
-    for value, argument in arguments.items():
-        argument.name_hint = value.name_hint
-    for link in kernel.links:
-        link.op.detach()
-        link.op.operands = [arguments.get(operand, operand) for operand in link.op.operands]
-        block.add_op(link.op)
-    block.add_op(YieldOp([last.result]))
-    return fused
+    return fuse_operators(kernel.name, [link.op for link in kernel.links])
 
 
 @dataclass(frozen=True)

@@ -15,31 +15,37 @@ Every `flat.fused` with a mapping becomes a `spatial.kernel` on tensors off chip
       spatial.return %o
     }
 
-The loop nest itself is built by `kernel_schedule`. The module must hold the accelerator (for what its array
-permits); addresses are given later, by `allocate-buffers`.
+The loop nests themselves are built by the kinds of kernels (`kinds`). Splitting and merging heads moves nothing: it
+is a view of the tensor, which a kernel then stores and loads in pieces that lie apart.
+
+    %h = attn.split_heads %x into 12                 %s = spatial.view %x : ... -> !spatial.tensor<BxSxHxD...>
+                                                     %h = spatial.view %s order [0, 2, 1, 3] : ... <BxHxSxD...>
+
+The module must hold the accelerator (for what its array permits); addresses are given later, by `allocate-buffers`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 from typing_extensions import override
 from xdsl.context import Context
 from xdsl.dialects.builtin import ArrayAttr, ModuleOp, StringAttr, TensorType
 from xdsl.dialects.func import FuncOp, ReturnOp
-from xdsl.ir import Attribute, Block, Operation, Region, SSAValue
+from xdsl.ir import Attribute, Block, Region, SSAValue
 from xdsl.passes import ModulePass
 
 from flatc.dialects.accelerator import Accelerator, accelerator_of
+from flatc.dialects.attn import MergeHeadsOp, SplitHeadsOp
 from flatc.dialects.diagnostics import FlatcError, position_of
 from flatc.dialects.flat import FusedOp, MappingAttr
-from flatc.dialects.mapping import Mapping
+from flatc.dialects.kernel_mapping import KernelMapping
 from flatc.dialects.spatial import KernelOp, OffchipOp, ScheduleOp, TensorRefType, ViewOp
 from flatc.dialects.spatial import ReturnOp as ScheduleReturnOp
-from flatc.passes.kernels.kernel_schedule import ElementTypes, KernelSchedule, Tensors
-from flatc.passes.kernels.problem import AttentionProblem, Kernel, match_kernel
-from flatc.passes.mapping.legal_mapping import check_mapping
+from flatc.passes.cost.bounds import AnyProblem
+from flatc.passes.kinds.registry import kind_of
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,8 @@ class _Lowering:
         self.function, self.accelerator = function, accelerator
         self.block = Block(arg_types=[_reference(t) for t in function.function_type.inputs])
         self.tensors: dict[SSAValue, SSAValue] = {}
+        # Of tensors [B, H, S, D] that lie in memory as [B, S, H * D]: that tensor.
+        self.joined: dict[SSAValue, SSAValue] = {}
         for old, new in zip(function.body.block.args, self.block.args, strict=True):
             new.name_hint = old.name_hint
             self.tensors[old] = new
@@ -76,13 +84,17 @@ class _Lowering:
         for op in self.function.body.block.ops:
             if isinstance(op, FusedOp):
                 self._kernel(op)
+            elif isinstance(op, SplitHeadsOp):
+                self._with_heads(self.tensors[op.x], op.result)
+            elif isinstance(op, MergeHeadsOp):
+                self._join_heads(op)
             elif isinstance(op, ReturnOp):
                 self.block.add_op(ScheduleReturnOp([self.tensors[value] for value in op.arguments]))
             else:
                 raise FlatcError(
                     f"{op.name} cannot be compiled yet: it is outside of every fused kernel",
                     position=position_of(op),
-                    help="compile the attention alone, with its inputs as graph inputs",
+                    help="run fuse-attention and fuse-layers before",
                 )
         inputs = [self._input_name(i) for i in range(len(self.block.args))]
         return ScheduleOp(self.function.sym_name.data, inputs, self._output_names(), Region(self.block))
@@ -103,124 +115,97 @@ class _Lowering:
         for use in value.uses:
             if isinstance(use.operation, ReturnOp):
                 return self._output_names()[use.index]
+        for use in value.uses:
+            if isinstance(use.operation, SplitHeadsOp | MergeHeadsOp):
+                for further in use.operation.result.uses:
+                    if isinstance(further.operation, ReturnOp):
+                        return self._output_names()[further.index]
         owner = value.owner
         assert isinstance(owner, FusedOp)
         return owner.kernel.data
 
     def _kernel(self, fused: FusedOp) -> None:
-        if fused.mapping is None:
-            raise FlatcError(
-                f"kernel '{fused.kernel.data}' has no mapping",
-                position=position_of(fused),
-                help="run tile-attention before lower-to-spatial",
-            )
-        kernel = match_kernel(fused)
-        mapping = fused.mapping.data
-        check_mapping(kernel.problem, mapping, self.accelerator, fused.kernel.data)
-        inputs: dict[SSAValue, SSAValue] = dict(zip(fused.body.block.args, fused.inputs, strict=True))
-        result = self._offchip(fused.results[0])
-        tensors = Tensors(
-            q=self._heads(kernel.q, inputs, kernel),
-            k=self.tensors[inputs[kernel.k]] if kernel.k is not None else None,
-            v=self.tensors[inputs[kernel.v]] if kernel.v is not None else None,
-            scores=self._heads(kernel.scores, inputs, kernel),
-            result=self._split(result, kernel),
-        )
-        op = build_kernel(fused, mapping, kernel, tensors)
+        kind, name = kind_of(fused), fused.kernel.data
+        mapping = kind.mapping_of(fused)
+        region = kind.match(fused)
+        kind.check(region.problem, mapping, self.accelerator, name)
+        outside: dict[SSAValue, SSAValue] = dict(zip(fused.body.block.args, fused.inputs, strict=True))
+        for value, result in zip(fused.yield_op.values, fused.results, strict=True):
+            outside[value] = result
+            self._offchip(result)
+        shapes = kind.tensor_shapes(region.problem)
+        tensors = {role: self._viewed(outside[value], shapes[role]) for role, value in region.values.items()}
+        op = build_kernel(fused, mapping, region.problem, tensors)
         op.strategy = fused.strategy
         self.block.add_op(op)
 
-    def _offchip(self, value: SSAValue) -> SSAValue:
-        op = OffchipOp(self._label(value), _reference(value.type))
+    # --- Tensors ------------------------------------------------------------------------------------------
+
+    def _offchip(self, value: SSAValue) -> None:
+        """Declares the tensor of a kernel's result. Where heads are joined later, it lies in that order."""
+        joined = next((use.operation for use in value.uses if isinstance(use.operation, MergeHeadsOp)), None)
+        op = OffchipOp(self._label(value), _reference(joined.result.type if joined else value.type))
         op.tensor.name_hint = value.name_hint or self._label(value)
         self.block.add_op(op)
         self.tensors[value] = op.tensor
-        return op.tensor
+        if joined is not None:
+            self._with_heads(op.tensor, value)
 
-    def _heads(self, value: SSAValue | None, inputs: dict[SSAValue, SSAValue], kernel: Kernel) -> SSAValue | None:
-        if value is None:
-            return None
-        return self._split(self.tensors[inputs[value]], kernel)
+    def _with_heads(self, joined: SSAValue, value: SSAValue) -> None:
+        """Lets `value` [B, H, S, D] be a view of its elements [B, S, H * D]."""
+        batch, heads, rows, width = _reference(value.type).dims
+        split = self._viewed_as(joined, (batch, rows, heads, width))
+        self.tensors[value] = self._viewed_as(split, (batch, heads, rows, width), order=(0, 2, 1, 3))
+        self.joined[value] = joined
 
-    def _split(self, tensor: SSAValue, kernel: Kernel) -> SSAValue:
-        """Splits the heads of [B, H, ...] into [B, kv head, group, ...]."""
-        type = cast(TensorRefType, tensor.type)
-        batch, _, *rest = type.dims
-        problem = kernel.problem
-        view = ViewOp(tensor, TensorRefType([batch, problem.kv_heads, problem.group, *rest], type.element_type))
+    def _join_heads(self, op: MergeHeadsOp) -> None:
+        if op.x not in self.joined:
+            raise FlatcError(
+                f"{op.name} cannot be compiled yet: the elements of its input lie head by head, and would have to move",
+                position=position_of(op),
+                help="merge what a kernel computes, or give the graph its input with heads merged",
+            )
+        self.tensors[op.result] = self.joined[op.x]
+
+    def _viewed(self, value: SSAValue, shape: Sequence[int]) -> SSAValue:
+        tensor = self.tensors[value]
+        return tensor if cast(TensorRefType, tensor.type).dims == tuple(shape) else self._viewed_as(tensor, shape)
+
+    def _viewed_as(self, tensor: SSAValue, shape: Sequence[int], order: Sequence[int] | None = None) -> SSAValue:
+        view = ViewOp(tensor, TensorRefType(shape, cast(TensorRefType, tensor.type).element_type), order)
         view.tensor.name_hint = tensor.name_hint
         self.block.add_op(view)
         return view.tensor
 
 
-def build_kernel(fused: FusedOp, mapping: Mapping, kernel: Kernel, tensors: Tensors) -> KernelOp:
-    """The schedule of one kernel on given tensors."""
-    scale = kernel.logit.scale.value.data if kernel.logit is not None else None
-    ops = KernelSchedule(kernel.problem, mapping, _element_types(kernel), tensors, scale).build()
+def build_kernel(
+    fused: FusedOp, mapping: KernelMapping, problem: AnyProblem, tensors: Mapping[str, SSAValue]
+) -> KernelOp:
+    """The schedule of one kernel on given tensors, by role."""
+    ops = kind_of(fused).build(fused, problem, mapping, tensors)
     op = KernelOp(fused.kernel.data, Region(Block(ops)), None, MappingAttr(mapping))
     for inner in op.walk():
         inner.location = fused.location
     return op
 
 
-def lower_kernel_alone(fused: FusedOp, mapping: Mapping, problem: AttentionProblem | None = None) -> KernelOp:
+def lower_kernel_alone(fused: FusedOp, mapping: KernelMapping, problem: AnyProblem | None = None) -> KernelOp:
     """The schedule of this kernel only, all its tensors as inputs: for judging a mapping before choosing it.
 
     `problem` replaces the sizes and the mask of the kernel by others of the same kind.
     """
-    kernel = match_kernel(fused)
-    kernel = kernel if problem is None else replace(kernel, problem=problem)
-    shapes = tensor_shapes(kernel.problem)
-    values = {"q": kernel.q, "k": kernel.k, "v": kernel.v, "scores": kernel.scores, "result": kernel.result}
-    present = {name: value for name, value in values.items() if value is not None}
-    block = Block(arg_types=[TensorRefType(shapes[name], _element(value)) for name, value in present.items()])
-    arguments: dict[str, SSAValue] = dict(zip(present, block.args, strict=True))
-    tensors = Tensors(
-        arguments.get("q"), arguments.get("k"), arguments.get("v"), arguments.get("scores"), arguments["result"]
-    )
-    op = build_kernel(fused, mapping, kernel, tensors)
+    kind = kind_of(fused)
+    region = kind.match(fused)
+    chosen: AnyProblem = region.problem if problem is None else problem
+    shapes = kind.tensor_shapes(chosen)
+    types = [TensorRefType(shapes[role], _reference(value.type).element_type) for role, value in region.values.items()]
+    block = Block(arg_types=types)
+    op = build_kernel(fused, mapping, chosen, dict(zip(region.values, block.args, strict=True)))
     block.add_ops([op, ScheduleReturnOp([])])
-    ScheduleOp("alone", list(present), [], Region(block))
+    ScheduleOp("alone", list(region.values), [], Region(block))
     return op
-
-
-def tensor_shapes(problem: AttentionProblem) -> dict[str, tuple[int, ...]]:
-    """Shapes of a kernel's tensors off chip, heads split into (kv head, group)."""
-    p = problem
-    heads = (p.batch, p.kv_heads, p.group)
-    result = (*heads, p.queries, p.d_v if p.has("attend") else p.keys)
-    keyed = (p.batch, p.kv_heads, p.keys)
-    scores = (*heads, p.queries, p.keys)
-    return {
-        "q": (*heads, p.queries, p.d_qk),
-        "k": (*keyed, p.d_qk),
-        "v": (*keyed, p.d_v),
-        "scores": scores,
-        "result": result,
-    }
 
 
 def _reference(type: Attribute) -> TensorRefType:
     tensor = cast("TensorType[Attribute]", type)
     return TensorRefType(tensor.get_shape(), tensor.element_type)
-
-
-def _element(value: SSAValue) -> Attribute:
-    return cast("TensorType[Attribute]", value.type).element_type
-
-
-def _element_types(kernel: Kernel) -> ElementTypes:
-    operators: list[Operation | None] = [kernel.logit, kernel.mask, kernel.softmax, kernel.attend]
-    first = next(op for op in operators if op is not None)
-    scores = kernel.logit.scores if kernel.logit is not None else first.operands[0]
-    probabilities = kernel.softmax.probabilities if kernel.softmax is not None else scores
-    output = _element(kernel.result)
-    return ElementTypes(
-        q=_element(kernel.q) if kernel.q is not None else None,
-        k=_element(kernel.k) if kernel.k is not None else None,
-        v=_element(kernel.v) if kernel.v is not None else None,
-        scores=_element(scores),
-        probabilities=_element(probabilities),
-        accumulator=kernel.attend.accumulator if kernel.attend is not None else output,
-        output=output,
-    )

@@ -4,9 +4,10 @@
 
     %o = flat.fused "attention" (%a = %q, ...) strategy "online" mapping #flat.mapping<...> { ... }
 
-The pass sees a kernel as a problem (sizes, mask, storage) and the module's accelerator; the search itself is
-`flatc.passes.mapping.search`, knows no IR and ranks by closed form. Its best few, one of each family, are then
-scheduled and simulated, and the simulator decides. A given mapping is taken as it is, if it can be scheduled at all.
+The pass sees a kernel as a problem (sizes, mask, storage) and the module's accelerator; the search is that of the
+kernel's kind (`kinds`), knows no IR and ranks by closed form. Its best few, one of each family, are then scheduled and
+simulated, and the simulator decides. Kernels with equal problems are searched once. A given mapping is taken as it
+is, if it can be scheduled at all.
 
 Options: `strategy` (see `search.STRATEGIES`), `objective` (see `search.OBJECTIVES`), and `mapping`, the text of
 one mapping or of one per kernel (see `mapping_text`).
@@ -14,8 +15,8 @@ one mapping or of one per kernel (see `mapping_text`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import cast
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 from typing_extensions import override
 from xdsl.context import Context
@@ -25,13 +26,13 @@ from xdsl.passes import ModulePass
 from flatc.dialects.accelerator import Accelerator, accelerator_of
 from flatc.dialects.diagnostics import FlatcError, did_you_mean, position_of
 from flatc.dialects.flat import FusedOp, MappingAttr
-from flatc.dialects.mapping import Mapping
-from flatc.passes.cost.closed_form import evaluate_mapping
-from flatc.passes.kernels.problem import AttentionProblem, match_kernel
+from flatc.dialects.kernel_mapping import KernelMapping
+from flatc.passes.cost.bounds import AnyProblem
+from flatc.passes.kinds.kind import KernelKind
+from flatc.passes.kinds.registry import kind_of
 from flatc.passes.lower_to_spatial import lower_kernel_alone
-from flatc.passes.mapping.legal_mapping import check_mapping
 from flatc.passes.mapping.mapping_text import parse_mappings
-from flatc.passes.mapping.search import OBJECTIVES, Choice, Objective, check_strategy, find_mappings
+from flatc.passes.mapping.search import OBJECTIVES, Choice, Objective, check_strategy
 from flatc.passes.simulation.simulator import try_simulate
 
 
@@ -54,7 +55,7 @@ class TileAttentionPass(ModulePass):
 class Tiling:
     """What tiling a module did: the choice of each searched kernel, by name."""
 
-    choices: dict[str, Choice] = field(default_factory=dict[str, Choice])
+    choices: dict[str, Choice[KernelMapping]] = field(default_factory=dict[str, Choice[KernelMapping]])
 
 
 def tile_module(module: ModuleOp, strategy: str, objective: Objective, mapping: str | None = None) -> Tiling:
@@ -65,6 +66,7 @@ def tile_module(module: ModuleOp, strategy: str, objective: Objective, mapping: 
     given = parse_mappings(mapping) if mapping is not None else {}
     _check_names(given, kernels)
     tiling = Tiling()
+    search = _Search(accelerator, strategy, objective)
     for kernel in kernels:
         text = given.get(kernel.kernel.data, given.get(""))
         if text is not None:
@@ -74,11 +76,11 @@ def tile_module(module: ModuleOp, strategy: str, objective: Objective, mapping: 
                 f"the mapping file has no mapping for kernel '{kernel.kernel.data}'", position=position_of(kernel)
             )
         else:
-            tiling.choices[kernel.kernel.data] = _attach_best(kernel, accelerator, strategy, objective)
+            tiling.choices[kernel.kernel.data] = search.attach(kernel)
     return tiling
 
 
-def _check_names(given: dict[str, Mapping], kernels: list[FusedOp]) -> None:
+def _check_names(given: dict[str, KernelMapping], kernels: list[FusedOp]) -> None:
     names = [kernel.kernel.data for kernel in kernels]
     for name in given:
         if name and name not in names:
@@ -88,76 +90,71 @@ def _check_names(given: dict[str, Mapping], kernels: list[FusedOp]) -> None:
             )
 
 
-def _attach_given(kernel: FusedOp, mapping: Mapping, accelerator: Accelerator) -> None:
-    check_mapping(match_kernel(kernel).problem, mapping, accelerator, kernel.kernel.data)
+def _attach_given(kernel: FusedOp, mapping: KernelMapping, accelerator: Accelerator) -> None:
+    kind, name = kind_of(kernel), kernel.kernel.data
+    kind.check(kind.match(kernel).problem, kind.own(mapping, name), accelerator, name)
     kernel.mapping, kernel.strategy = MappingAttr(mapping), StringAttr("given")
-
-
-def _attach_best(kernel: FusedOp, accelerator: Accelerator, strategy: str, objective: Objective) -> Choice:
-    problem = match_kernel(kernel).problem
-    whole = problem.has("logit") and problem.has("softmax") and problem.has("attend")
-    if strategy == "unfused" and whole:
-        raise FlatcError(
-            f"kernel '{kernel.kernel.data}' is fused and the strategy is unfused",
-            position=position_of(kernel),
-            help='run fuse-attention{groups="logit","mask+softmax","attend"} before',
-        )
-    name = strategy if whole else "unfused"
-    choices = find_mappings(problem, accelerator, name, objective, kernel=kernel.kernel.data)
-    choice = _simulated_best(kernel, choices, accelerator, objective)
-    kernel.mapping, kernel.strategy = MappingAttr(choice.mapping), StringAttr(choice.strategy)
-    return choice
 
 
 MOST_EFFORT = 40_000
 """What simulating one mapping may take, in events walked, before it is judged on a shorter problem: about 0.2 s."""
 
 
-def _simulated_best(kernel: FusedOp, choices: list[Choice], accelerator: Accelerator, objective: Objective) -> Choice:
-    """The best of the choices by simulated latency.
+class _Search:
+    """The search of all kernels of a module, each problem once."""
 
-    The closed form never lies above the simulator, so a choice that its closed form ranks behind what was simulated
-    cannot win and is not simulated.
-    """
-    best: tuple[tuple[float, ...], Choice] | None = None
-    for choice in choices:
-        if best is not None and choice.ranking >= best[0]:
-            break
-        ranking = _with_latency(choice.ranking, objective, _judged_cycles(kernel, choice.mapping, accelerator))
-        if best is None or ranking < best[0]:
-            best = ranking, choice
-    assert best is not None
-    return best[1]
+    def __init__(self, accelerator: Accelerator, strategy: str, objective: Objective):
+        self.accelerator, self.strategy = accelerator, strategy
+        self.objective: Objective = objective
+        self._found: dict[tuple[str, AnyProblem], Choice[KernelMapping]] = {}
 
+    def attach(self, kernel: FusedOp) -> Choice[KernelMapping]:
+        """Gives a kernel the best mapping."""
+        kind = kind_of(kernel)
+        problem: AnyProblem = kind.match(kernel).problem
+        choice = self._found.get((kind.name, problem))
+        if choice is None:
+            choices = kind.find(problem, self.accelerator, self.strategy, self.objective, kernel.kernel.data)
+            choice = self._found[kind.name, problem] = self._simulated_best(kernel, kind, problem, choices)
+        kernel.mapping, kernel.strategy = MappingAttr(choice.mapping), StringAttr(choice.strategy)
+        return choice
 
-def _judged_cycles(kernel: FusedOp, mapping: Mapping, accelerator: Accelerator) -> float:
-    """Simulated latency; where that takes too long, the closed form scaled by how far it is off when shortened."""
-    found = try_simulate(lower_kernel_alone(kernel, mapping), accelerator, MOST_EFFORT)
-    if found is not None:
-        return float(found.latency_cycles)
-    problem = match_kernel(kernel).problem
-    whole = float(evaluate_mapping(problem, accelerator, mapping).latency_cycles[0])
-    short = _shortened(problem, mapping)
-    simulated = try_simulate(lower_kernel_alone(kernel, mapping, short), accelerator, MOST_EFFORT)
-    if simulated is None:
-        return whole
-    return (
-        whole * float(simulated.latency_cycles) / float(evaluate_mapping(short, accelerator, mapping).latency_cycles[0])
-    )
+    def _simulated_best(
+        self, kernel: FusedOp, kind: KernelKind[Any, Any], problem: AnyProblem, choices: list[Choice[KernelMapping]]
+    ) -> Choice[KernelMapping]:
+        """The best of the choices by simulated latency.
 
+        The closed form never lies above the simulator, so a choice that its closed form ranks behind what was
+        simulated cannot win and is not simulated.
+        """
+        best: tuple[tuple[float, ...], Choice[KernelMapping]] | None = None
+        for choice in choices:
+            if best is not None and choice.ranking >= best[0]:
+                break
+            cycles = self._judged_cycles(kernel, kind, problem, choice.mapping)
+            ranking = _with_latency(choice.ranking, self.objective, cycles)
+            if best is None or ranking < best[0]:
+                best = ranking, choice
+        assert best is not None
+        return best[1]
 
-def _shortened(problem: AttentionProblem, mapping: Mapping) -> AttentionProblem:
-    """A problem of the same kind with few tiles of each dimension and no mask, which repeats itself soon."""
-    tiles = mapping.tiles
-    return replace(
-        problem,
-        batch=min(problem.batch, 2 * tiles.batch),
-        kv_heads=min(problem.kv_heads, 2 * tiles.kv_head),
-        group=min(problem.group, 2 * tiles.group),
-        queries=min(problem.queries, 12 * tiles.query),
-        keys=min(problem.keys, 24 * tiles.key),
-        mask=None,
-    )
+    def _judged_cycles(
+        self, kernel: FusedOp, kind: KernelKind[Any, Any], problem: AnyProblem, mapping: KernelMapping
+    ) -> float:
+        """Simulated latency; where that takes too long, the closed form scaled by how far it is off when shortened."""
+        found = try_simulate(lower_kernel_alone(kernel, mapping), self.accelerator, MOST_EFFORT)
+        if found is not None:
+            return float(found.latency_cycles)
+        whole = float(kind.price(problem, self.accelerator, mapping).latency_cycles[0])
+        short = kind.shortened(problem, mapping)
+        simulated = try_simulate(lower_kernel_alone(kernel, mapping, short), self.accelerator, MOST_EFFORT)
+        if simulated is None:
+            return whole
+        return (
+            whole
+            * float(simulated.latency_cycles)
+            / float(kind.price(short, self.accelerator, mapping).latency_cycles[0])
+        )
 
 
 def _with_latency(ranking: tuple[float, ...], objective: Objective, cycles: float) -> tuple[float, ...]:

@@ -213,8 +213,10 @@ class OffchipTensor:
         """A tensor that the schedule writes."""
         return cls(name, np.empty(shape, dtype), np.full(shape, _UNWRITTEN, np.int64))
 
-    def view(self, shape: Sequence[int]) -> OffchipTensor:
-        """The same elements under another shape."""
+    def view(self, shape: Sequence[int], order: Sequence[int] | None = None) -> OffchipTensor:
+        """The same elements under another shape, or with the dims in another order."""
+        if order is not None:
+            return OffchipTensor(self.name, self.data.transpose(order), self._writer.transpose(order))
         return OffchipTensor(self.name, self.data.reshape(shape), self._writer.reshape(shape))
 
     def settle(self) -> None:

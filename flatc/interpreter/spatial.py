@@ -93,7 +93,7 @@ def execute(schedule: ScheduleOp, arguments: Sequence[Array], precision: Precisi
         elif isinstance(op, RopeTableOp):
             tensors[op.tensor] = OffchipTensor.given(op.label.data, _rope_table(op, precision))
         elif isinstance(op, ViewOp):
-            tensors[op.tensor] = tensors[op.source].view(op.tensor.type.dims)
+            tensors[op.tensor] = tensors[op.source].view(op.tensor.type.dims, op.dims_order)
         elif isinstance(op, KernelOp):
             moved += _Kernel(op, tensors, precision).run()
             for tensor in tensors.values():

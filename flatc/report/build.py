@@ -16,8 +16,8 @@ from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.spatial import BufferOp, KernelOp, ScheduleOp
 from flatc.passes.cost.bounds import least_macs, mapping_bounds, problem_bounds
 from flatc.passes.cost.kernel_costs import KernelCosts, Simulate, kernel_costs
-from flatc.passes.kernels.schedule_problem import attentions, compulsory_by_tensor, kernel_attention, outside_tensors
-from flatc.passes.mapping.live_footprint import granularity, live_elements
+from flatc.passes.kernels.schedule_problem import compulsory_by_tensor, outside_tensors
+from flatc.passes.kinds.registry import kernel_part, kind_with, parts
 from flatc.report.loops import loop_lines
 from flatc.report.model import BufferUse, KernelReport, Report, TensorTraffic
 
@@ -33,13 +33,13 @@ def schedule_of(module: ModuleOp) -> ScheduleOp:
 def build_report(module: ModuleOp, simulate: Simulate = "auto") -> Report:
     """The report of the schedule in `module`."""
     schedule, accelerator = schedule_of(module), accelerator_of(module)
-    found = attentions(schedule)
+    found = parts(schedule)
     compulsory = None if found is None else compulsory_by_tensor(schedule, found)
     kernels = tuple(_kernel(kernel, accelerator, compulsory, simulate) for kernel in schedule.kernels())
     bounds = None
     if found is not None:
-        tensors = [outside_tensors(schedule, attention) for attention in found]
-        bounds = problem_bounds([attention.problem for attention in found], accelerator, tensors)
+        tensors = [outside_tensors(schedule, part) for part in found]
+        bounds = problem_bounds([part.problem for part in found], accelerator, tensors)
     return Report(schedule.sym_name.data, accelerator, _strategy(schedule.kernels()), kernels, bounds)
 
 
@@ -52,12 +52,13 @@ def _strategy(kernels: Sequence[KernelOp]) -> str:
 def _kernel(
     kernel: KernelOp, accelerator: Accelerator, compulsory: dict[str, int] | None, simulate: Simulate
 ) -> KernelReport:
-    costs, attention = kernel_costs(kernel, accelerator, simulate), kernel_attention(kernel)
-    problem = attention.problem if attention else None
+    costs, part = kernel_costs(kernel, accelerator, simulate), kernel_part(kernel)
+    problem = part.problem if part else None
     mapping = kernel.mapping.data if kernel.mapping else None
+    kind = kind_with(problem) if problem is not None and mapping is not None else None
     return KernelReport(
         name=kernel.label.data,
-        strategy=granularity(problem, mapping) if problem and mapping else "given",
+        strategy=kind.corner(problem, kind.mapping_of(kernel)) if kind else "given",
         mapping=mapping,
         loops=tuple(loop_lines(kernel)),
         latency_cycles=costs.latency_cycles,
@@ -66,7 +67,7 @@ def _kernel(
         tensors=_tensors(costs, compulsory),
         buffers=tuple(map(_buffer, kernel.buffers())),
         peak_buffer_bytes=costs.peak_buffer_bytes,
-        live_elements=live_elements(problem, mapping) if problem and mapping else None,
+        live_elements=kind.live_elements(problem, kind.mapping_of(kernel)) if kind else None,
         work=costs.work,
         least_macs=least_macs(problem) if problem else None,
         bounds=problem_bounds([problem], accelerator) if problem else None,

@@ -11,10 +11,11 @@ a key changes its meaning or goes away, not when one is added.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from fractions import Fraction
 from typing import Any
 
+from flatc.dialects.kernel_mapping import KernelMapping
 from flatc.passes.cost.bounds import Bounds
 from flatc.passes.cost.primitive_costs import energy_pj
 from flatc.report.model import KernelReport, Report, Roofline, TensorTraffic, roofline
@@ -78,13 +79,17 @@ def _kernel(report: Report, kernel: KernelReport) -> dict[str, Any]:
         "name": kernel.name,
         "strategy": kernel.strategy,
         "mapping": kernel.mapping.to_text() if kernel.mapping else None,
-        "mapping_fields": asdict(kernel.mapping) if kernel.mapping else None,
+        "mapping_fields": _mapping_fields(kernel.mapping),
         **_costs(report, kernel),
         "events": kernel.events,
         "live_elements": kernel.live_elements,
         "roofline": _roofline(roofline(report.accelerator, kernel.work, kernel.latency_cycles)),
         "buffers": [asdict(buffer) | {"bytes": buffer.bytes} for buffer in kernel.buffers],
     }
+
+
+def _mapping_fields(mapping: KernelMapping | None) -> dict[str, Any] | None:
+    return asdict(mapping) if is_dataclass(mapping) and not isinstance(mapping, type) else None
 
 
 def _tensor(tensor: TensorTraffic) -> dict[str, int | None]:

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import reduce
 
-from flatc.dialects import mapping as maps
 from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.kernel_mapping import KernelMapping
 from flatc.passes.cost.bounds import NO_BOUNDS, RESOURCES, Bounds
 from flatc.passes.cost.primitive_costs import Work, energy_pj
 
@@ -117,7 +117,7 @@ class KernelReport:
 
     name: str
     strategy: str
-    mapping: maps.Mapping | None
+    mapping: KernelMapping | None
     loops: tuple[str, ...]
     latency_cycles: Fraction
     latency_source: str

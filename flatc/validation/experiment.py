@@ -29,6 +29,7 @@ from flatc.passes.cost.bounds import NO_BOUNDS, Bounds, least_macs, mapping_boun
 from flatc.passes.cost.closed_form import evaluate_mapping
 from flatc.passes.fuse_attention import WHOLE, FuseAttentionPass
 from flatc.passes.kernels.problem import AttentionProblem, match_kernel
+from flatc.passes.kinds.attention import ATTENTION
 from flatc.passes.mapping.mapping_text import parse_mappings
 from flatc.validation.records import Record
 
@@ -68,7 +69,8 @@ def machine(name: str) -> Accelerator:
 
 def mappings(name: str, **words: int | str) -> dict[str, Mapping]:
     """The mappings of one of the mapping files, by kernel, with its words filled in."""
-    return parse_mappings(mapping_text(name, **words), f"{name}.txt")
+    found = parse_mappings(mapping_text(name, **words), f"{name}.txt")
+    return {kernel: ATTENTION.own(mapping, kernel) for kernel, mapping in found.items()}
 
 
 def mapping_text(name: str, **words: int | str) -> str:

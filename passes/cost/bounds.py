@@ -62,6 +62,37 @@ class Bounds:
 NO_BOUNDS = Bounds(Fraction(0), Fraction(0), Fraction(0))
 
 
+# --- Problems of any kind -----------------------------------------------------------------------------------
+
+
+class Problem(Protocol):
+    """What a kernel that is no attention says of its own bounds; attention's depend on masks and are counted here.
+
+    Roles name the tensors of a problem; those that begin with `result` are written, all others read.
+    """
+
+    def least_macs(self) -> int:
+        """Multiply-accumulates that any schedule does."""
+        ...
+
+    def compulsory_bytes(self) -> dict[str, int]:
+        """Least bytes off chip, by role."""
+        ...
+
+    def least_vector_counts(self) -> dict[str, int]:
+        """Least work beside the products: how often each operation of the vector price table."""
+        ...
+
+    def longest_sum(self) -> int:
+        """The most terms that any sum of the problem has: what rounding errors grow with."""
+        ...
+
+    def __hash__(self) -> int: ...
+
+
+AnyProblem = AttentionProblem | Problem
+
+
 # --- What a mask leaves -------------------------------------------------------------------------------------
 
 
@@ -106,15 +137,19 @@ def attend_visible(problem: AttentionProblem) -> Visible:
 # --- The three bounds ---------------------------------------------------------------------------------------
 
 
-def least_macs(problem: AttentionProblem) -> int:
-    """Multiply-accumulates of visible pairs: d_qk for the logit, d_v for the attend."""
+def least_macs(problem: AnyProblem) -> int:
+    """Multiply-accumulates of visible pairs: d_qk for the logit, d_v for the attend; of a product, all."""
+    if not isinstance(problem, AttentionProblem):
+        return problem.least_macs()
     logit = logit_visible(problem).pairs * problem.d_qk if problem.has("logit") else 0
     attend = attend_visible(problem).pairs * problem.d_v if problem.has("attend") else 0
     return (logit + attend) * problem.heads
 
 
-def compulsory_bytes(problem: AttentionProblem) -> dict[str, int]:
+def compulsory_bytes(problem: AnyProblem) -> dict[str, int]:
     """Least bytes of each tensor off chip: q, k, v, scores are read, `result` is written."""
+    if not isinstance(problem, AttentionProblem):
+        return problem.compulsory_bytes()
     p, found = problem, dict[str, int]()
     kv = p.batch * p.kv_heads
     if p.has("logit"):
@@ -132,15 +167,24 @@ def compulsory_bytes(problem: AttentionProblem) -> dict[str, int]:
     return found
 
 
-def least_vector_cycles(problem: AttentionProblem, accelerator: Accelerator) -> Fraction:
+def least_vector_counts(problem: AnyProblem) -> dict[str, int]:
     """One max and one exp for each visible score, and a division of probabilities or of outputs."""
-    if not problem.has("softmax") or not accelerator.vector.lanes:
-        return Fraction(0)
+    if not isinstance(problem, AttentionProblem):
+        return problem.least_vector_counts()
+    if not problem.has("softmax"):
+        return {}
     seen = logit_visible(problem)
     divided = min(seen.pairs, seen.queries * problem.d_v) if problem.has("attend") else seen.pairs
     counts = {"max": seen.pairs, "exp": seen.pairs, "divide": divided}
-    lane_cycles = sum(_price(accelerator, name) * count for name, count in counts.items())
-    return Fraction(lane_cycles * problem.heads, accelerator.vector.lanes)
+    return {name: count * problem.heads for name, count in counts.items()}
+
+
+def least_vector_cycles(problem: AnyProblem, accelerator: Accelerator) -> Fraction:
+    """The least vector work, spread over all lanes."""
+    if not accelerator.vector.lanes:
+        return Fraction(0)
+    lane_cycles = sum(_price(accelerator, name) * count for name, count in least_vector_counts(problem).items())
+    return Fraction(lane_cycles, accelerator.vector.lanes)
 
 
 def _price(accelerator: Accelerator, operation: str) -> int:
@@ -156,14 +200,24 @@ def offchip_cycles(accelerator: Accelerator, read: int, written: int) -> Fractio
     return reading + writing if accelerator.offchip.channels == "shared" else max(reading, writing)
 
 
+def longest_sum(problem: AnyProblem) -> int:
+    """The most terms that the sums behind one result have."""
+    return problem.keys + problem.d_qk if isinstance(problem, AttentionProblem) else problem.longest_sum()
+
+
 TensorNames = Mapping[str, str | None]
 """Which tensor plays a role (q, k, v, scores, result) in a problem; None where it need not leave the chip."""
 
 
+def is_written(role: str) -> bool:
+    """Whether a tensor of this role is a result of its kernel."""
+    return role.startswith("result")
+
+
 def problem_bounds(
-    problems: Sequence[AttentionProblem], accelerator: Accelerator, tensors: Sequence[TensorNames] | None = None
+    problems: Sequence[AnyProblem], accelerator: Accelerator, tensors: Sequence[TensorNames] | None = None
 ) -> Bounds:
-    """The bounds of a graph that consists of these attentions.
+    """The bounds of a graph that consists of these problems.
 
     `tensors` says which of their tensors are the same or stay inside; without it, each has its own.
     """
@@ -172,7 +226,7 @@ def problem_bounds(
         for role, size in compulsory_bytes(problem).items():
             name = f"{index}.{role}" if tensors is None else tensors[index].get(role)
             if name is not None:
-                direction = written if role == "result" else read
+                direction = written if is_written(role) else read
                 direction[name] = max(direction.get(name, 0), size)
     return Bounds(
         array_cycles=Fraction(sum(map(least_macs, problems)), accelerator.array.pes),

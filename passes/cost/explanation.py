@@ -25,11 +25,11 @@ from fractions import Fraction
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.spatial import KernelOp, LoadOp, MatmulOp, ScheduleOp, StoreOp, TimedOp, VectorOp
-from flatc.passes.cost.bounds import Bounds, least_macs, logit_visible, problem_bounds
+from flatc.passes.cost.bounds import AnyProblem, Bounds, least_macs, least_vector_counts, problem_bounds
 from flatc.passes.cost.cost_model import CostModel, matmul_tile, vector_operation_work
 from flatc.passes.cost.primitive_costs import MatmulTile, array_cycles, ceil_divide
-from flatc.passes.kernels.problem import AttentionProblem
-from flatc.passes.kernels.schedule_problem import Attention, attentions, compulsory_by_tensor, outside_tensors
+from flatc.passes.kernels.schedule_problem import Part, compulsory_by_tensor, outside_tensors
+from flatc.passes.kinds.registry import parts
 from flatc.passes.simulation.simulator import tensor_name
 from flatc.passes.simulation.stalls import KernelTime, ResourceTime, kernel_time, operation_name
 
@@ -70,14 +70,14 @@ class Explanation:
 
 def explain(schedule: ScheduleOp, accelerator: Accelerator) -> Explanation:
     """Explains a schedule. Raises `FlatcError` where flatc does not know what its kernels compute."""
-    found = attentions(schedule)
+    found = parts(schedule)
     if found is None:
         raise FlatcError(
-            "the schedule has kernels that are no part of attention, so there is no bound to explain the gap to",
+            "the schedule has kernels that flatc does not recognise, so there is no bound to explain the gap to",
             help="`flatc report` prices any schedule",
         )
-    tensors = [outside_tensors(schedule, attention) for attention in found]
-    bounds = problem_bounds([attention.problem for attention in found], accelerator, tensors)
+    tensors = [outside_tensors(schedule, part) for part in found]
+    bounds = problem_bounds([part.problem for part in found], accelerator, tensors)
     kernels = [(kernel, kernel_time(kernel, accelerator)) for kernel in schedule.kernels()]
     latency = sum((time.latency_cycles for _, time in kernels), Fraction(0))
     account = _Account(schedule, accelerator, found, bounds, kernels)
@@ -98,13 +98,13 @@ class _Account:
         self,
         schedule: ScheduleOp,
         accelerator: Accelerator,
-        found: Sequence[Attention],
+        found: Sequence[Part],
         bounds: Bounds,
         kernels: Sequence[tuple[KernelOp, KernelTime]],
     ):
         self.schedule, self.accelerator, self.kernels = schedule, accelerator, kernels
-        self.problems: list[AttentionProblem] = [attention.problem for attention in found]
-        self.attentions, self.bounds = found, bounds
+        self.problems: list[AnyProblem] = [part.problem for part in found]
+        self.parts, self.bounds = found, bounds
         self.resource = self._queue(bounds.binding)
 
     def _queue(self, binding: str) -> str:
@@ -193,20 +193,16 @@ class _Account:
         for problem in self.problems:
             yield from self._least_vector_work(problem)
 
-    def _least_vector_work(self, problem: AttentionProblem) -> Iterator[tuple[str, Fraction]]:
+    def _least_vector_work(self, problem: AnyProblem) -> Iterator[tuple[str, Fraction]]:
         """What the bound already has, to be taken off."""
-        if not problem.has("softmax"):
-            return
-        seen = logit_visible(problem)
-        divided = min(seen.pairs, seen.queries * problem.d_v) if problem.has("attend") else seen.pairs
         unit, array = self.accelerator.vector, self.accelerator.array
-        for name, count in (("max", seen.pairs), ("exp", seen.pairs), ("divide", divided)):
+        for name, count in least_vector_counts(problem).items():
             if array.cycles_of(name) is None:
                 price: int = getattr(unit.prices, name)
-                yield _BEYOND[name], -Fraction(count * problem.heads * price, unit.lanes)
+                yield _BEYOND[name], -Fraction(count * price, unit.lanes)
 
     def _offchip_work(self) -> Iterator[tuple[str, Fraction]]:
-        compulsory = compulsory_by_tensor(self.schedule, self.attentions)
+        compulsory = compulsory_by_tensor(self.schedule, self.parts)
         moved: Counter[tuple[str, str]] = Counter()
         for op, extents, times in self._executed():
             assert isinstance(op, LoadOp | StoreOp)

@@ -24,10 +24,10 @@ from xdsl.ir import Block, SSAValue
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.diagnostics import FlatcError, position_of
 from flatc.dialects.spatial import ForOp, KernelOp, TimedOp
-from flatc.passes.cost.bounds import mapping_bounds
-from flatc.passes.cost.closed_form import evaluate_mapping
+from flatc.passes.cost.bounds import is_written, mapping_bounds
 from flatc.passes.cost.primitive_costs import Work
-from flatc.passes.kernels.schedule_problem import Attention, kernel_attention
+from flatc.passes.kernels.schedule_problem import Part
+from flatc.passes.kinds.registry import kernel_part, kind_with
 from flatc.passes.simulation.simulator import KernelSimulation, peak_buffer_bytes, simulate_kernel, try_simulate
 
 if TYPE_CHECKING:
@@ -67,21 +67,21 @@ def kernel_costs(kernel: KernelOp, accelerator: Accelerator, simulate: Simulate 
         found = simulate_kernel(kernel, accelerator)
     elif simulate == "auto":
         found = try_simulate(kernel, accelerator, MOST_EFFORT)
-    attention, events = kernel_attention(kernel), count_events(kernel)
+    part, events = kernel_part(kernel), count_events(kernel)
     if found is not None:
-        return _simulated(found, attention, events)
-    if kernel.mapping is None or attention is None:
+        return _simulated(found, part, events)
+    if kernel.mapping is None or part is None:
         raise FlatcError(
             f"kernel '{kernel.label.data}' takes {events} events to simulate, and without a mapping it has no "
             "closed form",
             position=position_of(kernel),
             help="simulate it always, if you have the time",
         )
-    return _closed_form(kernel, attention, accelerator, events)
+    return _closed_form(kernel, part, accelerator, events)
 
 
-def _simulated(found: KernelSimulation, attention: Attention | None, events: int) -> KernelCosts:
-    untouched = dict.fromkeys(attention.tensors.values(), (0, 0)) if attention else {}
+def _simulated(found: KernelSimulation, part: Part | None, events: int) -> KernelCosts:
+    untouched = dict.fromkeys(part.tensors.values(), (0, 0)) if part else {}
     return KernelCosts(
         latency_cycles=found.latency_cycles,
         source="simulated",
@@ -93,14 +93,14 @@ def _simulated(found: KernelSimulation, attention: Attention | None, events: int
     )
 
 
-def _closed_form(kernel: KernelOp, attention: Attention, accelerator: Accelerator, events: int) -> KernelCosts:
-    assert kernel.mapping is not None
-    form = evaluate_mapping(attention.problem, accelerator, kernel.mapping.data)
+def _closed_form(kernel: KernelOp, part: Part, accelerator: Accelerator, events: int) -> KernelCosts:
+    kind = kind_with(part.problem)
+    form = kind.price(part.problem, accelerator, kind.mapping_of(kernel))
     tensors: dict[str, tuple[int, int]] = {}
     for role, column in form.tensor_bytes.items():
-        read, written = tensors.get(attention.tensors[role], (0, 0))
+        read, written = tensors.get(part.tensors[role], (0, 0))
         size = int(column[0])
-        tensors[attention.tensors[role]] = (read, written + size) if role == "result" else (read + size, written)
+        tensors[part.tensors[role]] = (read, written + size) if is_written(role) else (read + size, written)
     busy = mapping_bounds(form, accelerator)
     return KernelCosts(
         latency_cycles=max(Fraction(float(form.latency_cycles[0])), busy.cycles),

@@ -4,11 +4,12 @@
 transfers, products and vector operations that `lower-to-spatial` made of them. A schedule file is
 therefore complete in itself: it can be priced, bounded and compared with reference attention without its graph.
 
-    (attention,) = attentions(schedule)          # kernels joined where one's scores are the other's input
+    (attention,) = joined(map(kernel_attention, schedule.kernels()))   # where one's scores are the other's input
     attention.problem.stages                     # ("logit", "mask", "softmax", "attend"), also when unfused
     attention.tensors                            # {"q": "q", "k": "k", "v": "v", "result": "a"}
 
-A hand-written kernel that is no contiguous part of attention has no problem: `kernel_attention` gives None.
+A hand-written kernel that is no contiguous part of attention has no problem: `kernel_attention` gives None. Kernels
+of other kinds are read back by their kinds (`flatc.passes.kinds`), as a `Part` each.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from flatc.dialects.spatial import (
     ViewOp,
     timed_ops,
 )
-from flatc.passes.cost.bounds import compulsory_bytes
+from flatc.passes.cost.bounds import AnyProblem, compulsory_bytes
 from flatc.passes.kernels.problem import AttentionProblem
 from flatc.passes.simulation.simulator import tensor_name
 
@@ -41,20 +42,27 @@ STAGES = ("logit", "mask", "softmax", "attend")
 
 
 @dataclass(frozen=True)
-class Attention:
-    """A contiguous part of attention: its problem, the scale of its logit, its tensors off chip by role.
+class Part:
+    """What a kernel computes: its problem, and its tensors off chip by role."""
 
-    The roles are q, k, v, scores (read where there is no logit) and result.
-    """
-
-    problem: AttentionProblem
-    scale: float | None
+    problem: AnyProblem
     values: dict[str, SSAValue]
 
     @property
     def tensors(self) -> dict[str, str]:
         """The names that the user knows the tensors by."""
         return {role: tensor_name(value) for role, value in self.values.items()}
+
+
+@dataclass(frozen=True)
+class Attention(Part):
+    """A contiguous part of attention, with the scale of its logit.
+
+    The roles are q, k, v, scores (read where there is no logit) and result.
+    """
+
+    problem: AttentionProblem
+    scale: float | None
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,7 @@ def _attention(parts: _Parts) -> Attention | None:
     if len(found) != len(values) or any(len(_dims(v)) != (4 if r in ("k", "v") else 5) for r, v in found.items()):
         return None
     scale = logit.scale.value.data if logit is not None and logit.scale is not None else None
-    return Attention(_problem(parts, found), scale, found)
+    return Attention(_problem(parts, found), found, scale)
 
 
 def _problem(parts: _Parts, values: dict[str, SSAValue]) -> AttentionProblem:
@@ -159,25 +167,26 @@ def _bytes(tensor: SSAValue | None) -> int:
 # --- Kernels joined to attentions ---------------------------------------------------------------------------
 
 
-def attentions(schedule: ScheduleOp) -> list[Attention] | None:
-    """The attentions of a schedule, whether their parts share a kernel or not; None if a kernel is something else."""
-    parts = [kernel_attention(kernel) for kernel in schedule.kernels()]
-    found: list[Attention] = []
+def joined(parts: Iterable[Part | None]) -> list[Part] | None:
+    """The parts of a schedule, those of one attention as one; None if a kernel is unknown."""
+    found: list[Part] = []
     for part in parts:
         if part is None:
             return None
-        producer = _producer(part, found)
+        producer = _producer(part, found) if isinstance(part, Attention) else None
         if producer is None:
             found.append(part)
         else:
-            found[found.index(producer)] = _joined(producer, part)
+            found[found.index(producer)] = _joined(producer, cast(Attention, part))
     return found
 
 
-def _producer(part: Attention, found: Iterable[Attention]) -> Attention | None:
+def _producer(part: Attention, found: Iterable[Part]) -> Attention | None:
     """The attention whose scores or probabilities are the input of `part`."""
     scores = part.values.get("scores")
     for attention in found:
+        if not isinstance(attention, Attention):
+            continue
         follows = STAGES.index(attention.problem.stages[-1]) < STAGES.index(part.problem.stages[0])
         if scores is not None and follows and storage(attention.values["result"]) is storage(scores):
             return attention
@@ -210,23 +219,23 @@ def _joined(producer: Attention, consumer: Attention) -> Attention:
         mask=first.mask if first.mask is not None else second.mask,
     )
     values = producer.values | {role: value for role, value in consumer.values.items() if role != "scores"}
-    return Attention(problem, producer.scale, values)
+    return Attention(problem, values, producer.scale)
 
 
-def outside_tensors(schedule: ScheduleOp, attention: Attention) -> dict[str, str | None]:
-    """The tensors of an attention by role, None for those that need not leave the chip: neither input nor output."""
+def outside_tensors(schedule: ScheduleOp, part: Part) -> dict[str, str | None]:
+    """The tensors of a part by role, None for those that need not leave the chip: neither input nor output."""
     last = schedule.body.block.last_op
     returned = list(last.values) if isinstance(last, ReturnOp) else []
     outside = {storage(value) for value in (*schedule.body.block.args, *returned)}
-    return {r: tensor_name(v) if storage(v) in outside else None for r, v in attention.values.items()}
+    return {r: tensor_name(v) if storage(v) in outside else None for r, v in part.values.items()}
 
 
-def compulsory_by_tensor(schedule: ScheduleOp, found: Sequence[Attention]) -> dict[str, int]:
+def compulsory_by_tensor(schedule: ScheduleOp, found: Sequence[Part]) -> dict[str, int]:
     """Least bytes of each tensor that is outside of the chip at the start or at the end."""
     least: dict[str, int] = {}
-    for attention in found:
-        names = outside_tensors(schedule, attention)
-        for role, size in compulsory_bytes(attention.problem).items():
+    for part in found:
+        names = outside_tensors(schedule, part)
+        for role, size in compulsory_bytes(part.problem).items():
             name = names[role]
             if name is not None:
                 least[name] = max(least.get(name, 0), size)

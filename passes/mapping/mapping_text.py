@@ -15,10 +15,10 @@ from xdsl.utils.exceptions import ParseError
 
 from flatc.dialects.diagnostics import FlatcError, Position
 from flatc.dialects.flat import Flat, MappingAttr
-from flatc.dialects.mapping import Mapping
+from flatc.dialects.kernel_mapping import KernelMapping
 
 
-def format_mappings(mappings: Dictionary[str, Mapping]) -> str:
+def format_mappings(mappings: Dictionary[str, KernelMapping]) -> str:
     """The text of a file with these mappings, by kernel name."""
     parts = [f"{_quoted(name)} #flat.mapping<\n  {m.to_text(chr(10) + '  ')}>\n" for name, m in mappings.items()]
     return "\n".join(parts)
@@ -29,11 +29,11 @@ def _quoted(name: str) -> str:
     return f'"{escaped}"'
 
 
-def parse_mappings(text: str, file: str = "mapping") -> dict[str, Mapping]:
+def parse_mappings(text: str, file: str = "mapping") -> dict[str, KernelMapping]:
     """Mappings by kernel name; a mapping without a name has the empty name. Raises `FlatcError` with the place."""
     context = Context()
     context.load_dialect(Flat)
-    found: dict[str, Mapping] = {}
+    found: dict[str, KernelMapping] = {}
     try:
         parser = Parser(context, text, name=file)
         while parser.pos < len(text.rstrip()):

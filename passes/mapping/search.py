@@ -11,10 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Generic, Literal
+
+from typing_extensions import TypeVar
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.diagnostics import FlatcError, did_you_mean
+from flatc.dialects.kernel_mapping import KernelMapping
 from flatc.dialects.mapping import Mapping
 from flatc.passes.cost.closed_form import ClosedForm, Columns, Structure, evaluate, mapping_at, peak_buffer_bytes
 from flatc.passes.cost.key_geometry import key_geometry
@@ -41,14 +44,17 @@ class NothingFits(FlatcError):
     """No mapping of a strategy fits the machine's buffer."""
 
 
+M = TypeVar("M", bound=KernelMapping, default=Mapping, covariant=True)
+
+
 @dataclass(frozen=True)
-class Choice:
+class Choice(Generic[M]):
     """The chosen mapping, the concrete strategy it belongs to, and how much of the space was looked at.
 
     `covered` mappings were enumerated, `legal` of them fit the machine and were priced.
     """
 
-    mapping: Mapping
+    mapping: M
     strategy: str
     covered: int
     legal: int

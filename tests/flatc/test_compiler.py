@@ -111,7 +111,7 @@ def test_bindings_change_sizes():
     ("arguments", "message"),
     [
         ({"graph": builder(), "bindings": {"S": 1}}, "bindings and phases belong to .flat graphs"),
-        ({"graph": "graph g\ninput x : [4]\noutput x\n"}, "the graph has no attention"),
+        ({"graph": "graph g\ninput x : [4]\noutput x\n"}, "the graph computes nothing"),
         ({"graph": TEXT, "strategy": "fast"}, "unknown strategy 'fast'"),
         ({"graph": TEXT, "objective": "beauty"}, "unknown objective 'beauty'"),
         ({"graph": TEXT, "simulate": "sometimes"}, "unknown way to simulate"),

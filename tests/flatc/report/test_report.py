@@ -15,6 +15,7 @@ from flatc.accelerators import load
 from flatc.dialects.diagnostics import FlatcError
 from flatc.passes.cost.bounds import RESOURCES
 from flatc.passes.kernels.schedule_problem import kernel_attention
+from flatc.passes.kinds.attention import ATTENTION
 from flatc.passes.mapping.live_footprint import live_elements
 from flatc.report import Report, build_report, tables, to_dict, to_json, to_text
 from tests.support import Sizes, attention_graph
@@ -80,8 +81,7 @@ def test_kernels_name_their_corner_of_the_map_space():
 def test_the_live_footprint_is_flats_formula():
     compilation = flatc.compile(attention_graph(Sizes(queries=64, keys=64, d_qk=16, d_v=16)), strategy="flat-r")
     (kernel,) = compilation.report.kernels
-    mapping = compilation.mappings["attention"]
-    assert kernel.mapping is not None
+    mapping = ATTENTION.own(compilation.mappings["attention"], "attention")
     resident = replace(mapping, keep=replace(mapping.keep, k_level="kv_head", v_level="kv_head"))
     from flatc.report.build import schedule_of
 

@@ -12,7 +12,8 @@ from flatc.dialects.accelerator import attach_accelerator
 from flatc.dialects.spatial import ScheduleOp
 from flatc.frontend.mlir import parse_mlir
 from flatc.passes.kernels.problem import AttentionProblem, match_kernel
-from flatc.passes.kernels.schedule_problem import attentions, kernel_attention, outside_tensors
+from flatc.passes.kernels.schedule_problem import kernel_attention, outside_tensors
+from flatc.passes.kinds.registry import parts as found_parts
 from flatc.passes.tile_attention import tile_module
 from tests.support import UNFUSED, Sizes, attention_graph, fused, lower, random_case
 
@@ -43,7 +44,7 @@ def test_three_kernels_join_to_the_attention_that_one_kernel_computes(mask: Mask
     (whole,) = fused(attention_graph(SIZES, mask))
     parts, schedule = unfused(mask)
     assert [found.problem for kernel in schedule.kernels() if (found := kernel_attention(kernel))] == parts
-    (joined,) = attentions(schedule) or []
+    (joined,) = found_parts(schedule) or []
     assert joined.problem == match_kernel(whole).problem
     assert outside_tensors(schedule, joined) == {"q": "q", "k": "k", "v": "v", "result": "o"}
 
@@ -72,4 +73,4 @@ def test_a_kernel_that_is_no_attention_has_no_problem():
         "copy.mlir",
     )
     (schedule,) = (op for op in copy.ops if isinstance(op, ScheduleOp))
-    assert attentions(schedule) is None
+    assert found_parts(schedule) is None

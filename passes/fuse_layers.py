@@ -1,0 +1,124 @@
+"""`fuse-layers`: put what stands around attention into regions that each run as one kernel.
+
+It runs after `fuse-attention`. Every matrix product becomes a kernel, with its bias; every chain of vector operators
+becomes one, so that what one of them computes goes to the next without leaving the chip:
+
+    %y = attn.linear %x, %w ...                %y = flat.fused "linear_w" (%a = %x, %b = %w) { attn.linear ... }
+    %s = attn.add %x, %y ...           -->     %n = flat.fused "add_norm" (%a = %x, %b = %y) {
+    %n = attn.norm layernorm %s ...              %s = attn.add %a, %b ...
+                                                 %t = attn.norm layernorm %s ...
+                                                 flat.yield %t
+                                               }
+
+A chain goes on to the operator that follows in the program, if that is the only one to use its result. Splitting
+and merging heads stays where it is: it moves nothing, and `lower-to-spatial` makes views of it.
+
+Kernels are named by what they do, products by their weight; the second of a name is `name_1`. The pass knows
+nothing of accelerators and changes no numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from typing_extensions import override
+from xdsl.context import Context
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.dialects.func import FuncOp
+from xdsl.ir import Block, Operation
+from xdsl.passes import ModulePass
+
+from flatc.dialects.attn import (
+    ActivationOp,
+    AddOp,
+    CastOp,
+    LinearOp,
+    MultiplyOp,
+    NormOp,
+    RopeOp,
+    ScaleOp,
+    SoftcapOp,
+)
+from flatc.dialects.attn_op import AttnOp
+from flatc.dialects.flat import FusedOp
+from flatc.passes.kernels.fused_region import fuse_operators
+
+VECTOR_OPS = (ActivationOp, AddOp, CastOp, MultiplyOp, NormOp, RopeOp, ScaleOp, SoftcapOp)
+"""Operators that work on every element or every row of a tensor, and follow one another in a chain."""
+
+
+@dataclass(frozen=True)
+class LayerKernel:
+    """Operators that become one `flat.fused`, in program order; the last one's result is the kernel's."""
+
+    name: str
+    ops: tuple[AttnOp, ...]
+
+
+# --- Find -----------------------------------------------------------------------------------------------
+
+
+def find_kernels(block: Block) -> list[LayerKernel]:
+    """The products and the chains of vector operators of a block."""
+    found: list[LayerKernel] = []
+    taken: set[Operation] = set()
+    for op in block.ops:
+        if isinstance(op, LinearOp):
+            found.append(LayerKernel(_product_name(op), (op,)))
+        elif isinstance(op, VECTOR_OPS) and op not in taken:
+            chain = tuple(_chain(op))
+            taken.update(chain)
+            found.append(LayerKernel("_".join(_short_name(link) for link in chain), chain))
+    return found
+
+
+def _chain(first: AttnOp) -> Iterator[AttnOp]:
+    op: Operation | None = first
+    while isinstance(op, VECTOR_OPS):
+        yield op
+        users = {use.operation for use in op.results[0].uses}
+        following = op.next_op
+        op = following if users == {following} and _keeps_rows(op, following) else None
+
+
+def _keeps_rows(op: AttnOp, following: Operation | None) -> bool:
+    """Whether the next operator gives a tensor of the same shape, so that tiles of one are tiles of the other."""
+    return isinstance(following, VECTOR_OPS) and following.shape() == op.shape()
+
+
+def _product_name(op: LinearOp) -> str:
+    return f"linear_{op.w.name_hint}" if op.w.name_hint else "linear"
+
+
+def _short_name(op: AttnOp) -> str:
+    kind = op.kind.data.value if isinstance(op, NormOp | ActivationOp) else None
+    return kind or op.name.removeprefix("attn.")
+
+
+# --- Rewrite --------------------------------------------------------------------------------------------
+
+
+def unused_name(name: str, used: set[str]) -> str:
+    """`name`, or `name_1`, `name_2`, ... if it is used; it is used from now on."""
+    found, number = name, 0
+    while found in used:
+        number += 1
+        found = f"{name}_{number}"
+    used.add(found)
+    return found
+
+
+@dataclass(frozen=True)
+class FuseLayersPass(ModulePass):
+    """Wrap the operators around attention into `flat.fused` regions; see the module docstring."""
+
+    name = "fuse-layers"
+
+    @override
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        used = {fused.kernel.data for fused in op.walk() if isinstance(fused, FusedOp)}
+        for function in [function for function in op.walk() if isinstance(function, FuncOp)]:
+            for block in function.body.blocks:
+                for kernel in find_kernels(block):
+                    fuse_operators(unused_name(kernel.name, used), kernel.ops)

@@ -1,0 +1,50 @@
+"""The kinds of kernels, and which of them a kernel is.
+
+kind = kind_of(fused)                            # of a region
+region = kind.match(fused)
+kind = kind_with(problem)                        # of a problem
+parts(schedule)                                  # what the kernels of a schedule compute, attentions joined
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from flatc.dialects.diagnostics import FlatcError, position_of
+from flatc.dialects.flat import FusedOp
+from flatc.dialects.spatial import KernelOp, ScheduleOp
+from flatc.passes.cost.bounds import AnyProblem
+from flatc.passes.kernels.schedule_problem import Part, joined
+from flatc.passes.kinds.attention import ATTENTION
+from flatc.passes.kinds.kind import KernelKind
+
+KINDS: Sequence[KernelKind[Any, Any]] = (ATTENTION,)
+
+
+def kind_of(fused: FusedOp) -> KernelKind[Any, Any]:
+    """The kind of a region. Raises `FlatcError` naming the operator that no kind has."""
+    ops = fused.body_ops()
+    for kind in KINDS:
+        if kind.computes(ops):
+            return kind
+    if not ops:
+        raise FlatcError(f"kernel '{fused.kernel.data}' is empty", position=position_of(fused))
+    strange = next((op for op in ops if not any(kind.computes([op]) for kind in KINDS)), ops[0])
+    raise FlatcError(f"{strange.name} cannot be compiled yet: no kernel has it", position=position_of(strange))
+
+
+def kind_with(problem: AnyProblem) -> KernelKind[Any, Any]:
+    """The kind that a problem belongs to."""
+    return next(kind for kind in KINDS if isinstance(problem, kind.problem_type))
+
+
+def kernel_part(kernel: KernelOp) -> Part | None:
+    """What one kernel computes, or None if no kind would have made it."""
+    found = (kind.read_back(kernel) for kind in KINDS)
+    return next((part for part in found if part is not None), None)
+
+
+def parts(schedule: ScheduleOp) -> list[Part] | None:
+    """What the kernels of a schedule compute, those of one attention as one part; None if a kernel is unknown."""
+    return joined(map(kernel_part, schedule.kernels()))
