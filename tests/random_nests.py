@@ -16,7 +16,7 @@ from flatc.accelerators import load
 from flatc.dialects.accelerator import Accelerator, attach_accelerator
 from flatc.dialects.spatial import KernelOp
 from flatc.passes.simulation.program_order import walk
-from tests.kernels import kernels_of, schedule_of
+from tests.support import kernels_of, schedule_of
 
 TYPE = "!spatial.buffer<8x8xf32>"
 

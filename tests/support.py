@@ -1,32 +1,57 @@
-"""What several tests share: random attentions with random mappings, lowered to schedules.
+"""What tests share: attentions of any shape, mapped by choice or at random, and their way down to a schedule.
 
+module = attention(Shape(queries=7, keys=130, d_qk=80), causal())
+lowered = lower(module, Choice("online", tiles=Tiles(1, 1, 1, 4, 48, 80, 80)))   # a module; `module` stays as it is
+run_checked(lowered, random_inputs(module, 0))       # and the bytes it moved are those the simulator charges
+
+schedule(module, mapping, "edge")                    # a schedule, made in place with one given mapping
 case = random_case(random.Random(0))
-case.problem, case.mapping, case.kernel          # hostile sizes, tiles that divide nothing
-schedule(graph, mapping, "edge")                 # a graph lowered with a given mapping
+case.problem, case.mapping, case.kernel              # hostile sizes, tiles that divide nothing
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Mapping as Named
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any, cast
 
+from numpy.typing import NDArray
 from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import Operation
+from xdsl.parser import Parser
 from xdsl.utils.exceptions import VerifyException
 
 from flatc.accelerators import load
 from flatc.builder import Graph, MaskExpr, causal, chunk, first, prefix, window
-from flatc.dialects.accelerator import Accelerator, attach_accelerator
+from flatc.dialects.accelerator import Accelerator, accelerator_of, attach_accelerator
 from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.flat import FusedOp, MappingAttr
-from flatc.dialects.mapping import ArrayUse, Divide, Keep, Mapping, Softmax, Stages, Stationarity, Tiles
+from flatc.dialects.mapping import (
+    Algorithm,
+    ArrayUse,
+    Divide,
+    Keep,
+    Level,
+    Mapping,
+    Softmax,
+    Stages,
+    Stationarity,
+    Tiles,
+)
 from flatc.dialects.spatial import KernelOp, ScheduleOp
+from flatc.frontend.mlir import context
+from flatc.interpreter import ScheduleRun, run_schedule
 from flatc.passes.allocate_buffers import AllocateBuffersPass
-from flatc.passes.fuse_attention import FuseAttentionPass
+from flatc.passes.fuse_attention import WHOLE, FuseAttentionPass
 from flatc.passes.kernels.problem import AttentionProblem, match_kernel
 from flatc.passes.lower_to_spatial import LowerToSpatialPass
+from flatc.passes.simulation.simulator import simulate_kernel
+
+UNFUSED = ("logit", "mask+softmax", "attend")
 
 MASKS: tuple[Callable[[], MaskExpr] | None, ...] = (
     None,
@@ -40,41 +65,100 @@ MASKS: tuple[Callable[[], MaskExpr] | None, ...] = (
 )
 """Masks that leave triangles, bands, two intervals, and rows that see nothing."""
 
-UNFUSED = ("logit", "mask+softmax", "attend")
+# --- Attentions -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """An attention by its numbers; `heads` counts query heads."""
+class Shape:
+    """Sizes of one attention."""
 
     batch: int = 1
     heads: int = 1
     kv_heads: int = 1
-    queries: int = 16
-    keys: int = 16
-    d_qk: int = 8
-    d_v: int = 8
+    queries: int = 7
+    keys: int = 11
+    d_qk: int = 4
+    d_v: int = 4
+
+    def __str__(self) -> str:
+        heads = f"{self.batch}x{self.heads}/{self.kv_heads}"
+        return f"{heads}h {self.queries}q {self.keys}k d{self.d_qk},{self.d_v}"
 
 
-def attention_graph(
-    sizes: Sizes, mask: MaskExpr | None = None, dtype: str = "bf16", softmax: str = "f32", name: str = "test"
-) -> ModuleOp:
-    """The module of `output attention(q, k, v)`."""
-    graph = Graph(name, dtype=dtype, softmax=softmax)
-    q = graph.input("q", [sizes.batch, sizes.heads, sizes.queries, sizes.d_qk])
-    k = graph.input("k", [sizes.batch, sizes.kv_heads, sizes.keys, sizes.d_qk])
-    v = graph.input("v", [sizes.batch, sizes.kv_heads, sizes.keys, sizes.d_v])
+def attention(shape: Shape, mask: MaskExpr | None = None, dtype: str = "f64", softmax: str | None = None) -> ModuleOp:
+    """The graph of one attention; the softmax is in the storage type unless given."""
+    s = shape
+    graph = Graph("attention", dtype=dtype, softmax=softmax or dtype)
+    q = graph.input("q", [s.batch, s.heads, s.queries, s.d_qk])
+    k = graph.input("k", [s.batch, s.kv_heads, s.keys, s.d_qk])
+    v = graph.input("v", [s.batch, s.kv_heads, s.keys, s.d_v])
     graph.output(graph.attention(q, k, v, mask=mask), names=["o"])
     return graph.module()
 
 
-def fused(module: ModuleOp, groups: Sequence[str] | None = None) -> list[FusedOp]:
-    """Fuses in place, and gives the kernels."""
-    FuseAttentionPass(*([tuple(groups)] if groups else [])).apply(Context(), module)
+# --- Mappings by choice -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How to map a kernel: tiles larger than the problem are cut to it, the rest is as in `Mapping`."""
+
+    algorithm: Algorithm = "online"
+    divide: Divide = "late"
+    tiles: Tiles = field(default_factory=lambda: Tiles(1, 1, 2, 5, 6, 1 << 30, 1 << 30))
+    stages: tuple[int, int, int, int, int] = (0, 0, 0, 1, 2)
+    slots: tuple[int, int, int, int, int] = (3, 3, 3, 3, 3)
+    levels: tuple[Level, Level] = ("key", "key")
+
+    def __str__(self) -> str:
+        tiles = "x".join(str(n) for n in vars(self.tiles).values() if n < 1 << 30)
+        stages, slots = ("".join(map(str, numbers)) for numbers in (self.stages, self.slots))
+        algorithm = f"{self.algorithm} {self.divide}" if self.algorithm == "rows" else self.algorithm
+        return f"{algorithm} tiles {tiles} stages {stages} slots {slots} {'/'.join(self.levels)}"
+
+    def mapping(self, problem: AttentionProblem) -> Mapping:
+        """The mapping of one kernel; what this kernel does not have or cannot do is left out."""
+        p = problem
+        sizes = (p.batch, p.kv_heads, p.group, p.queries, p.keys, p.d_qk, p.d_v)
+        tiles = Tiles(*(min(tile, size) for tile, size in zip(vars(self.tiles).values(), sizes, strict=True)))
+        algorithm, divide = self.algorithm, self.divide
+        if not p.has("softmax"):
+            algorithm, divide = "none", "late"
+        elif not p.has("attend"):
+            algorithm, divide = "rows" if algorithm == "online" else algorithm, "early"
+        keep = Keep(*self.slots, *self.levels)
+        use = ArrayUse("output")
+        return Mapping(tiles, keep, use, use, Softmax(algorithm, divide), Stages(*self.stages))
+
+
+@cache
+def strict_machine() -> Accelerator:
+    """A machine that forgives least: loads and stores pass each other, transfers and products arrive late."""
+    cloud = load("cloud")
+    return replace(cloud, offchip=replace(cloud.offchip, channels="separate", latency_cycles=100))
+
+
+# --- Schedules --------------------------------------------------------------------------------------------------------
+
+
+def fused(module: ModuleOp, groups: Sequence[str] = (WHOLE,)) -> list[FusedOp]:
+    """Fuses the attention of a module in place; gives its kernels."""
+    FuseAttentionPass(tuple(groups)).apply(Context(), module)
     return [op for op in module.walk() if isinstance(op, FusedOp)]
 
 
-def lower(module: ModuleOp, accelerator: Accelerator) -> ScheduleOp:
+def lower(
+    module: ModuleOp, choice: Choice, groups: Sequence[str] = (WHOLE,), machine: Accelerator | None = None
+) -> ModuleOp:
+    """A copy of a graph, as a verified schedule."""
+    copy = module.clone()
+    for kernel in fused(copy, groups):
+        kernel.mapping = MappingAttr(choice.mapping(match_kernel(kernel).problem))
+    lower_mapped(copy, machine or strict_machine())
+    return copy
+
+
+def lower_mapped(module: ModuleOp, accelerator: Accelerator) -> ScheduleOp:
     """Lowers fused kernels that have mappings, in place; everything is verified."""
     attach_accelerator(module, accelerator)
     LowerToSpatialPass().apply(Context(), module)
@@ -88,7 +172,37 @@ def schedule(module: ModuleOp, mapping: Mapping, accelerator: str | Accelerator 
     """A graph of one attention as a schedule with a given mapping; the module is changed in place."""
     (kernel,) = fused(module)
     kernel.mapping = MappingAttr(mapping)
-    return lower(module, load(accelerator) if isinstance(accelerator, str) else accelerator)
+    return lower_mapped(module, load(accelerator) if isinstance(accelerator, str) else accelerator)
+
+
+def kernels_of(module: Operation) -> list[KernelOp]:
+    """The kernels of a schedule."""
+    return [op for op in module.walk() if isinstance(op, KernelOp)]
+
+
+def schedule_of(text: str) -> ModuleOp:
+    """The module of a schedule written by hand, not verified: tests of what the verifier would refuse."""
+    return Parser(context(), text).parse_module()
+
+
+def simulated_bytes(module: ModuleOp) -> dict[str, tuple[int, int]]:
+    """Bytes of all kernels as the simulator counts them."""
+    total: dict[str, tuple[int, int]] = {}
+    for kernel in kernels_of(module):
+        for name, (read, written) in simulate_kernel(kernel, accelerator_of(module)).tensor_bytes.items():
+            before = total.get(name, (0, 0))
+            total[name] = (before[0] + read, before[1] + written)
+    return dict(sorted(total.items()))
+
+
+def run_checked(module: ModuleOp, inputs: Named[str, NDArray[Any]], *, exact: bool = False) -> ScheduleRun:
+    """Runs a schedule; the bytes it moves are those that the simulator charges."""
+    run = run_schedule(module, inputs, exact=exact)
+    assert run.offchip_bytes == simulated_bytes(module)
+    return run
+
+
+# --- At random --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -110,24 +224,24 @@ class Case:
 def random_case(rng: random.Random, accelerators: Sequence[str] = ("edge", "cloud")) -> Case:
     """One attention and one legal mapping, tried until the verifier of schedules accepts it."""
     while True:
-        sizes, accelerator = random_sizes(rng), load(rng.choice(accelerators))
+        shape, accelerator = random_shape(rng), load(rng.choice(accelerators))
         mask = rng.choice(MASKS)
         dtypes = rng.choice([("bf16", "f32"), ("f64", "f64"), ("bf16", "bf16")])
-        module = attention_graph(sizes, mask() if mask else None, *dtypes)
+        module = attention(shape, mask() if mask else None, *dtypes)
         (kernel,) = fused(module)
-        problem, mapping = match_kernel(kernel).problem, random_mapping(rng, sizes)
+        problem, mapping = match_kernel(kernel).problem, random_mapping(rng, shape)
         kernel.mapping = MappingAttr(mapping)
         try:
-            return Case(problem, mapping, accelerator, lower(module, accelerator))
+            return Case(problem, mapping, accelerator, lower_mapped(module, accelerator))
         except (VerifyException, FlatcError) as error:
             if " need" not in str(error):
                 raise
 
 
-def random_sizes(rng: random.Random) -> Sizes:
-    """Sizes that no tile divides, primes, single rows, more queries than keys, d_qk other than d_v."""
+def random_shape(rng: random.Random) -> Shape:
+    """Shape that no tile divides, primes, single rows, more queries than keys, d_qk other than d_v."""
     kv_heads = rng.choice([1, 2, 3])
-    return Sizes(
+    return Shape(
         batch=rng.choice([1, 2, 3]),
         heads=kv_heads * rng.choice([1, 2, 4]),
         kv_heads=kv_heads,
@@ -138,16 +252,16 @@ def random_sizes(rng: random.Random) -> Sizes:
     )
 
 
-def random_mapping(rng: random.Random, sizes: Sizes) -> Mapping:
+def random_mapping(rng: random.Random, shape: Shape) -> Mapping:
     """A mapping that may need more slots than it has."""
     algorithm = rng.choice(["online", "rows", "streamed"])
     divide = {"online": "late", "streamed": "early"}.get(algorithm) or rng.choice(["early", "late"])
     stages = [Stages(0, 0, 0, 0, 0), Stages(0, 0, 0, 1, 2), Stages(0, 0, 1, 2, 3), Stages(0, 1, 2, 3, 4)]
-    group = sizes.heads // sizes.kv_heads
-    tiled = (sizes.batch, sizes.kv_heads, group, sizes.queries, sizes.keys)
+    group = shape.heads // shape.kv_heads
+    tiled = (shape.batch, shape.kv_heads, group, shape.queries, shape.keys)
     batch, kv_head, group, query, key = (rng.randint(1, size) for size in tiled)
     return Mapping(
-        Tiles(batch, kv_head, group, query, key, sizes.d_qk, sizes.d_v),
+        Tiles(batch, kv_head, group, query, key, shape.d_qk, shape.d_v),
         Keep(
             rng.randint(2, 3),
             rng.randint(2, 4),

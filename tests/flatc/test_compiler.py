@@ -20,7 +20,7 @@ from flatc.execution import MOST_MACS, RunResult
 from flatc.frontend.mlir import parse_mlir
 from flatc.passes.fuse_attention import FuseAttentionPass
 from flatc.report import to_dict, to_text
-from tests.support import UNFUSED, Sizes, attention_graph
+from tests.support import UNFUSED, Shape, attention
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = """graph small
@@ -162,14 +162,14 @@ def test_every_strategy_computes_attention(strategy: str):
 @pytest.mark.parametrize(
     "sizes",
     [
-        Sizes(queries=1, keys=3, d_qk=80, d_v=16),
-        Sizes(batch=3, heads=4, kv_heads=1, queries=7, keys=130),
-        Sizes(heads=2, kv_heads=2, queries=129, keys=33, d_qk=16, d_v=80),
+        Shape(queries=1, keys=3, d_qk=80, d_v=16),
+        Shape(batch=3, heads=4, kv_heads=1, queries=7, keys=130, d_qk=8, d_v=8),
+        Shape(heads=2, kv_heads=2, queries=129, keys=33, d_qk=16, d_v=80),
     ],
     ids=str,
 )
-def test_float64_storage_is_exact_on_hostile_shapes(strategy: str, sizes: Sizes):
-    graph = attention_graph(sizes, causal(), "f64", "f64")
+def test_float64_storage_is_exact_on_hostile_shapes(strategy: str, sizes: Shape):
+    graph = attention(sizes, causal(), "f64", "f64")
     result = flatc.compile(graph, "cloud", strategy=strategy).run()
     assert result.max_abs_error <= 1e-10
     assert result.passed
@@ -182,7 +182,7 @@ def test_bytes_that_move_are_those_of_the_report():
 
 
 def test_own_inputs_are_used_and_checked():
-    compilation = flatc.compile(attention_graph(Sizes(queries=2, keys=3), dtype="f32"))
+    compilation = flatc.compile(attention(Shape(queries=2, keys=3, d_qk=8, d_v=8), dtype="f32"))
     q, k = np.zeros((1, 1, 2, 8), np.float32), np.zeros((1, 1, 3, 8), np.float32)
     v = np.arange(24, dtype=np.float32).reshape(1, 1, 3, 8)
     result = compilation.run({"q": q, "k": k, "v": v})

@@ -11,7 +11,7 @@ from xdsl.utils.exceptions import VerifyException
 
 from flatc.dialects.accelerator import attach_accelerator
 from flatc.passes.allocate_buffers import AllocateBuffersPass
-from tests.kernels import UNFUSED, Choice, Shape, attention, kernels_of, lower, schedule_of, strict_machine
+from tests.support import UNFUSED, Choice, Shape, attention, kernels_of, lower, schedule_of, strict_machine
 
 TWO_KERNELS = """
 spatial.schedule @two inputs ["x"] (%x: !spatial.tensor<8xf32>) outputs [] {

@@ -19,7 +19,7 @@ from flatc.dialects.spatial import KernelOp, OffchipOp, ScheduleOp, TimedOp, Vie
 from flatc.frontend.mlir import parse_mlir
 from flatc.passes.kernels.problem import match_kernel
 from flatc.passes.lower_to_spatial import LowerToSpatialPass
-from tests.kernels import UNFUSED, Choice, Shape, attention, fused, kernels_of, lower, strict_machine
+from tests.support import UNFUSED, Choice, Shape, attention, fused, kernels_of, lower, strict_machine
 
 SMALL = Choice("online", tiles=Tiles(1, 1, 1, 4, 4, 1 << 30, 1 << 30))
 

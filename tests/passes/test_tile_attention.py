@@ -31,7 +31,7 @@ from flatc.passes.lower_to_spatial import LowerToSpatialPass
 from flatc.passes.mapping.mapping_text import format_mappings
 from flatc.passes.mapping.search import OBJECTIVES, STRATEGIES
 from flatc.passes.tile_attention import TileAttentionPass, tile_module
-from tests.kernels import UNFUSED, Shape, attention, fused
+from tests.support import UNFUSED, Shape, attention, fused
 
 ROOT = Path(__file__).resolve().parents[2]
 WHOLE = ("logit+mask+softmax+attend",)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from flatc.dialects.accelerator import attach_accelerator
 from flatc.dialects.diagnostics import FlatcError
 from flatc.interpreter import ScheduleError, run_schedule
-from tests.kernels import schedule_of, strict_machine
+from tests.support import schedule_of, strict_machine
 
 PRODUCT = """
 spatial.schedule @product inputs ["x", "w"] (%x: !spatial.tensor<12x4xf32>, %w: !spatial.tensor<4x4xf32>)
@@ -272,7 +272,7 @@ def test_loading_what_nobody_stored():
 
 
 def test_a_graph_is_no_schedule():
-    from tests.kernels import Shape, attention
+    from tests.support import Shape, attention
 
     with pytest.raises(FlatcError, match="the module holds a graph, not a schedule"):
         run_schedule(attention(Shape()), [np.zeros((1, 1, 7, 4)), np.zeros((1, 1, 11, 4)), np.zeros((1, 1, 11, 4))])

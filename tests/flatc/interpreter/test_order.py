@@ -22,7 +22,7 @@ from flatc.interpreter.order import Order, Step
 from flatc.passes.cost.cost_model import CostModel
 from flatc.passes.simulation.event_simulation import Simulation
 from flatc.passes.simulation.program_order import walk
-from tests.kernels import Choice, Shape, attention, kernels_of, lower, schedule_of, strict_machine
+from tests.support import Choice, Shape, attention, kernels_of, lower, schedule_of, strict_machine
 
 OPS = """
 spatial.schedule @ops inputs ["x"] (%x: !spatial.tensor<4x4xf32>) outputs ["y"] {

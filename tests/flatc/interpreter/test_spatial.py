@@ -26,7 +26,7 @@ from flatc.dialects.masks import allows
 from flatc.interpreter import random_inputs, run_module, run_schedule
 from flatc.interpreter.reference import attention as reference
 from flatc.passes.fuse_attention import WHOLE as WHOLE_GROUP
-from tests.kernels import UNFUSED, Choice, Shape, attention, fused, lower, run_checked, strict_machine
+from tests.support import UNFUSED, Choice, Shape, attention, fused, lower, run_checked, strict_machine
 
 Array = NDArray[Any]
 

@@ -13,7 +13,7 @@ from flatc.accelerators import load
 from flatc.dialects.spatial import VectorOp
 from flatc.interpreter import run_schedule
 from flatc.passes.cost.cost_model import CostModel
-from tests.kernels import schedule_of
+from tests.support import schedule_of
 
 X, OTHER = (np.random.default_rng(seed).standard_normal((5, 6)) for seed in (1, 2))
 G, B = (np.random.default_rng(seed).standard_normal((1, 6)) for seed in (3, 4))

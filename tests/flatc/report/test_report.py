@@ -18,7 +18,7 @@ from flatc.passes.kernels.schedule_problem import kernel_attention
 from flatc.passes.kinds.attention import ATTENTION
 from flatc.passes.mapping.live_footprint import live_elements
 from flatc.report import Report, build_report, tables, to_dict, to_json, to_text
-from tests.support import Sizes, attention_graph
+from tests.support import Shape, attention
 
 TEXT = """graph small
 dim B = 2, H = 4, KV = 2, S = 96, D = 16
@@ -79,17 +79,19 @@ def test_kernels_name_their_corner_of_the_map_space():
 
 
 def test_the_live_footprint_is_flats_formula():
-    compilation = flatc.compile(attention_graph(Sizes(queries=64, keys=64, d_qk=16, d_v=16)), strategy="flat-r")
+    compilation = flatc.compile(
+        attention(Shape(queries=64, keys=64, d_qk=16, d_v=16), None, "bf16", "f32"), strategy="flat-r"
+    )
     (kernel,) = compilation.report.kernels
     mapping = ATTENTION.own(compilation.mappings["attention"], "attention")
     resident = replace(mapping, keep=replace(mapping.keep, k_level="kv_head", v_level="kv_head"))
     from flatc.report.build import schedule_of
 
-    attention = kernel_attention(schedule_of(compilation.schedule).kernels()[0])
-    assert attention is not None
+    found = kernel_attention(schedule_of(compilation.schedule).kernels()[0])
+    assert found is not None
     rows, keys, d = mapping.tiles.query, 64, 16
-    assert live_elements(attention.problem, resident) == 4 * rows * d + 4 * keys * d + rows * keys
-    assert kernel.live_elements == live_elements(attention.problem, mapping)
+    assert live_elements(found.problem, resident) == 4 * rows * d + 4 * keys * d + rows * keys
+    assert kernel.live_elements == live_elements(found.problem, mapping)
     assert all(kernel.live_elements is None for kernel in report("unfused").kernels)
 
 
@@ -193,4 +195,4 @@ def test_a_hand_written_schedule_is_simulated_and_has_no_bounds():
 
 def test_a_report_needs_a_schedule():
     with pytest.raises(FlatcError, match="the module has 0 schedules"):
-        build_report(attention_graph(Sizes()))
+        build_report(attention(Shape()))

@@ -25,13 +25,13 @@ from flatc.passes.cost.bounds import (
 from flatc.passes.cost.closed_form import evaluate_mapping
 from flatc.passes.kernels.problem import AttentionProblem, match_kernel
 from flatc.passes.simulation.simulator import simulate_kernel
-from tests.support import UNFUSED, Sizes, attention_graph, fused, random_case
+from tests.support import UNFUSED, Shape, attention, fused, random_case
 
 EDGE = load("edge")
 
 
-def problem(sizes: Sizes | None = None, **changes: object) -> AttentionProblem:
-    (kernel,) = fused(attention_graph(sizes or Sizes(queries=4, keys=8, d_qk=16, d_v=32)))
+def problem(sizes: Shape | None = None, **changes: object) -> AttentionProblem:
+    (kernel,) = fused(attention(sizes or Shape(queries=4, keys=8, d_qk=16, d_v=32), None, "bf16", "f32"))
     return replace(match_kernel(kernel).problem, **changes)  # pyright: ignore[reportArgumentType]
 
 
@@ -76,20 +76,20 @@ def test_the_three_bounds_by_hand():
 
 
 def test_late_division_counts_where_it_is_the_smaller_one():
-    late = problem_bounds([problem(Sizes(queries=2, keys=100, d_v=4))], EDGE)
+    late = problem_bounds([problem(Shape(queries=2, keys=100, d_qk=8, d_v=4))], EDGE)
     assert late.vector_cycles == Fraction(200 + 200 + 2 * 4, 32)
 
 
 def test_a_mask_needs_work_for_visible_pairs_only():
     masked = problem(
-        Sizes(queries=4, keys=8, d_qk=16, d_v=16), mask=Causal(0), stages=("logit", "mask", "softmax", "attend")
+        Shape(queries=4, keys=8, d_qk=16, d_v=16), mask=Causal(0), stages=("logit", "mask", "softmax", "attend")
     )
     assert least_macs(masked) == (1 + 2 + 3 + 4) * 32
     assert compulsory_bytes(masked) == {"q": 4 * 16 * 2, "k": 4 * 16 * 2, "v": 4 * 16 * 2, "result": 4 * 16 * 2}
 
 
 def test_keys_and_values_count_once_for_all_query_heads_of_a_group():
-    grouped = compulsory_bytes(problem(Sizes(heads=8, kv_heads=2, queries=4, keys=8, d_qk=16, d_v=32)))
+    grouped = compulsory_bytes(problem(Shape(heads=8, kv_heads=2, queries=4, keys=8, d_qk=16, d_v=32)))
     assert grouped["k"] == 2 * 8 * 16 * 2
     assert grouped["q"] == 8 * 4 * 16 * 2
 
@@ -124,7 +124,7 @@ def test_tensors_that_are_shared_or_stay_inside_count_once_or_not():
 def test_parts_of_attention_have_bounds_of_their_own():
     logit, softmax, attend = (
         match_kernel(kernel).problem
-        for kernel in fused(attention_graph(Sizes(queries=4, keys=8, d_qk=16, d_v=32), causal()), UNFUSED)
+        for kernel in fused(attention(Shape(queries=4, keys=8, d_qk=16, d_v=32), causal(), "bf16", "f32"), UNFUSED)
     )
     scores = 4 * 8
     assert compulsory_bytes(logit) == {"q": 4 * 16 * 2, "k": 8 * 16 * 2, "result": scores * 4}

@@ -15,7 +15,7 @@ from flatc.passes.cost.closed_form import columns_of, evaluate_mapping, mapping_
 from flatc.passes.cost.primitive_costs import Work
 from flatc.passes.kernels.schedule_problem import kernel_attention
 from flatc.passes.simulation.simulator import simulate_kernel
-from tests.support import Case, Sizes, attention_graph, random_case, schedule
+from tests.support import Case, Shape, attention, random_case, schedule
 
 
 def only(column: Any) -> Any:
@@ -29,10 +29,10 @@ def test_the_closed_form_counts_what_the_simulator_executes(seed: int):
     form = evaluate_mapping(case.problem, case.accelerator, case.mapping)
     simulation = simulate_kernel(case.kernel, case.accelerator)
 
-    attention = kernel_attention(case.kernel)
-    assert attention is not None
+    found = kernel_attention(case.kernel)
+    assert found is not None
     for role, size in form.tensor_bytes.items():
-        assert only(size) == sum(simulation.tensor_bytes.get(attention.tensors[role], (0, 0))), role
+        assert only(size) == sum(simulation.tensor_bytes.get(found.tensors[role], (0, 0))), role
     assert only(form.peak_buffer_bytes) == simulation.peak_buffer_bytes
     assert only(form.busy_cycles["array"]) == simulation.busy_cycles.get("array", 0)
     for field in fields(Work):
@@ -57,7 +57,7 @@ def varying_strips(case: Case) -> bool:
 
 def test_a_kernel_by_hand():
     """4 rows of 8 keys on edge, in one tile, every number from the definitions."""
-    sizes = Sizes(queries=4, keys=8, d_qk=16, d_v=16)
+    sizes = Shape(queries=4, keys=8, d_qk=16, d_v=16)
     mapping = Mapping(
         Tiles(1, 1, 1, 4, 8, 16, 16),
         Keep(1, 1, 1, 1, 1),
@@ -66,10 +66,10 @@ def test_a_kernel_by_hand():
         Softmax("online", "late"),
         Stages(0, 0, 0, 0, 0),
     )
-    made = schedule(attention_graph(sizes), mapping)
-    attention = kernel_attention(made.kernels()[0])
-    assert attention is not None
-    form = evaluate_mapping(attention.problem, load("edge"), mapping)
+    made = schedule(attention(sizes, None, "bf16", "f32"), mapping)
+    found = kernel_attention(made.kernels()[0])
+    assert found is not None
+    form = evaluate_mapping(found.problem, load("edge"), mapping)
     assert {role: only(size) for role, size in form.tensor_bytes.items()} == {
         "q": 4 * 16 * 2,
         "k": 8 * 16 * 2,

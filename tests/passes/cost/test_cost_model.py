@@ -16,7 +16,7 @@ from flatc.dialects.mapping import Tiles
 from flatc.dialects.spatial import LoadOp, MatmulOp, StoreOp, TimedOp, VectorOp
 from flatc.passes.cost.cost_model import CostModel, OpCost, matmul_tile
 from flatc.passes.cost.primitive_costs import MatmulTile, Work
-from tests.kernels import Choice, Shape, attention, lower
+from tests.support import Choice, Shape, attention, lower
 
 EDGE = load("edge")
 SLOW = replace(

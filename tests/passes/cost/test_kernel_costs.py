@@ -14,9 +14,9 @@ from flatc.dialects.mapping import ArrayUse, Keep, Mapping, Softmax, Stages, Til
 from flatc.dialects.spatial import KernelOp
 from flatc.passes.cost.kernel_costs import count_events, kernel_costs
 from flatc.passes.simulation.program_order import walk
-from tests.support import Sizes, attention_graph, random_case, random_mapping, schedule
+from tests.support import Shape, attention, random_case, random_mapping, schedule
 
-SMALL = Sizes(queries=8, keys=8)
+SMALL = Shape(queries=8, keys=8, d_qk=8, d_v=8)
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -46,7 +46,7 @@ def test_counting_takes_no_time_that_grows_with_the_number_of_events():
     tiny = random_mapping(random.Random(0), SMALL)
     tiles = replace(tiny.tiles, batch=1, query=1, key=1, d_qk=8, d_v=8)
     mapping = replace(tiny, tiles=tiles, softmax=Softmax("online", "late"), keep=Keep(2, 4, 4, 4, 4))
-    kernel = schedule(attention_graph(sizes), mapping).kernels()[0]
+    kernel = schedule(attention(sizes, None, "bf16", "f32"), mapping).kernels()[0]
     assert count_events(kernel) > 1000 * 10_000 * 10_000
 
 
@@ -60,9 +60,9 @@ def causal_kernel(tile: int) -> KernelOp:
         Softmax("rows", "late"),
         Stages(0, 0, 0, 1, 2),
     )
-    sizes = Sizes(batch=16, queries=1 << 16, keys=1 << 16)
+    sizes = Shape(batch=16, queries=1 << 16, keys=1 << 16, d_qk=8, d_v=8)
     big = replace(load("cloud"), buffer=replace(load("cloud").buffer, capacity_bytes=1 << 40))
-    return schedule(attention_graph(sizes, causal()), mapping, big).kernels()[0]
+    return schedule(attention(sizes, causal(), "bf16", "f32"), mapping, big).kernels()[0]
 
 
 def test_long_kernels_are_simulated():

@@ -19,7 +19,7 @@ from flatc.dialects.masks import Causal, Chunk, FirstN, Mask, Window, allows
 from flatc.dialects.spatial import ForOp, TimedOp, VectorOp
 from flatc.passes.kernels.live_keys import live_keys
 from flatc.passes.simulation.program_order import walk
-from tests.kernels import UNFUSED, Choice, Shape, attention, kernels_of, lower, simulated_bytes
+from tests.support import UNFUSED, Choice, Shape, attention, kernels_of, lower, simulated_bytes
 
 FULL = 1 << 30
 TILES = Tiles(1, 1, 1, 5, 4, FULL, FULL)

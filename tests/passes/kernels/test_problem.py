@@ -11,7 +11,7 @@ from flatc.builder import Graph, MaskExpr, Tensor, alibi, as_mask, causal, chunk
 from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.masks import Causal
 from flatc.passes.kernels.problem import AttentionProblem, match_kernel
-from tests.kernels import UNFUSED, Shape, attention, fused
+from tests.support import UNFUSED, Shape, attention, fused
 
 SHAPE = Shape(batch=2, heads=6, kv_heads=2, queries=5, keys=7, d_qk=3, d_v=4)
 

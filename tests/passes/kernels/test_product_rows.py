@@ -27,8 +27,7 @@ from flatc.passes.cost.primitive_costs import Work
 from flatc.passes.kernels.problem import AttentionProblem
 from flatc.passes.kernels.schedule_problem import kernel_attention
 from flatc.passes.simulation.simulator import simulate_kernel
-from tests.kernels import run_checked
-from tests.support import Sizes, fused, lower
+from tests.support import Shape, fused, lower_mapped, run_checked
 
 RTL = Mapping(
     Tiles(1, 1, 1, query=16, key=32, d_qk=16, d_v=64),
@@ -41,7 +40,7 @@ RTL = Mapping(
 )
 
 
-def products(sizes: Sizes, *, attend: bool, dtype: str = "f64") -> ModuleOp:
+def products(sizes: Shape, *, attend: bool, dtype: str = "f64") -> ModuleOp:
     """The graph of logit, or of logit and attend."""
     s, graph = sizes, Graph("products", dtype=dtype, softmax=dtype)
     q = graph.input("q", [s.batch, s.heads, s.queries, s.d_qk])
@@ -65,7 +64,7 @@ def random_schedule(seed: int) -> tuple[ModuleOp, ModuleOp, Mapping]:
     """A graph, its schedule, the mapping."""
     rng = random.Random(seed)
     kv_heads, group = rng.choice([1, 2]), rng.choice([1, 3])
-    sizes = Sizes(rng.choice([1, 2]), kv_heads * group, kv_heads, rng.choice([1, 7, 40]), rng.choice([3, 33]), 20, 6)
+    sizes = Shape(rng.choice([1, 2]), kv_heads * group, kv_heads, rng.choice([1, 7, 40]), rng.choice([3, 33]), 20, 6)
     query, attend = rng.randint(1, sizes.queries), rng.random() < 0.6
     tiles = Tiles(
         rng.randint(1, sizes.batch),
@@ -87,7 +86,7 @@ def random_schedule(seed: int) -> tuple[ModuleOp, ModuleOp, Mapping]:
     module = graph.clone()
     (kernel,) = fused(module)
     kernel.mapping = MappingAttr(mapping)
-    lower(module, machine(rng))
+    lower_mapped(module, machine(rng))
     return graph, module, mapping
 
 
@@ -127,11 +126,11 @@ def test_the_closed_form_counts_what_the_simulator_executes(seed: int):
 
 def test_the_nest_is_query_depth_key_part():
     """Every part loads its own tiles; it is stored in the last trip over d_qk."""
-    module = products(Sizes(1, 1, 1, 80, 40, 20, 6), attend=False)
+    module = products(Shape(1, 1, 1, 80, 40, 20, 6), attend=False)
     (kernel,) = fused(module)
     tiles = Tiles(1, 1, 1, query=16, key=32, d_qk=16, d_v=1)
     kernel.mapping = MappingAttr(replace(RTL, tiles=tiles, keep=replace(RTL.keep, k_level="key")))
-    schedule = lower(module, load("rtl16"))
+    schedule = lower_mapped(module, load("rtl16"))
     loops = [line.strip().split(" carry")[0] for line in str(schedule).splitlines() if "spatial.for" in line]
     assert [loop.removeprefix("%1 = ").split(" = ")[-2].split("%")[-1] for loop in loops] == [
         "query",
@@ -146,11 +145,11 @@ def test_the_nest_is_query_depth_key_part():
 
 def test_overheads_by_hand():
     """One product of 16 x 16 x 16 on the RTL's machine: two loads, the array, a store."""
-    module = products(Sizes(1, 1, 1, 16, 16, 16, 1), attend=False, dtype="bf16")
+    module = products(Shape(1, 1, 1, 16, 16, 16, 1), attend=False, dtype="bf16")
     (kernel,) = fused(module)
     tiles = Tiles(1, 1, 1, query=16, key=16, d_qk=16, d_v=1)
     kernel.mapping = MappingAttr(replace(RTL, tiles=tiles, interleave=1))
-    simulation = simulate_kernel(lower(module, load("rtl16")).kernels()[0], load("rtl16"))
+    simulation = simulate_kernel(lower_mapped(module, load("rtl16")).kernels()[0], load("rtl16"))
     assert simulation.latency_cycles == 2 * (64 + 6) + (16 + 56) + (64 + 6)
 
 

@@ -15,33 +15,33 @@ from flatc.passes.kernels.problem import AttentionProblem, match_kernel
 from flatc.passes.kernels.schedule_problem import kernel_attention, outside_tensors
 from flatc.passes.kinds.registry import parts as found_parts
 from flatc.passes.tile_attention import tile_module
-from tests.support import UNFUSED, Sizes, attention_graph, fused, lower, random_case
+from tests.support import UNFUSED, Shape, attention, fused, lower_mapped, random_case
 
-SIZES = Sizes(batch=2, heads=4, kv_heads=2, queries=9, keys=7, d_qk=16, d_v=24)
+SIZES = Shape(batch=2, heads=4, kv_heads=2, queries=9, keys=7, d_qk=16, d_v=24)
 
 
 def unfused(mask: MaskExpr | None) -> tuple[list[AttentionProblem], ScheduleOp]:
     """The problems of the kernels of an unfused attention, and its schedule."""
-    module = attention_graph(SIZES, mask)
+    module = attention(SIZES, mask, "bf16", "f32")
     kernels = fused(module, UNFUSED)
     attach_accelerator(module, load("edge"))
     tile_module(module, "unfused", "latency")
-    return [match_kernel(kernel).problem for kernel in kernels], lower(module, load("edge"))
+    return [match_kernel(kernel).problem for kernel in kernels], lower_mapped(module, load("edge"))
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_the_problem_of_a_kernel_is_that_of_its_region(seed: int):
     case = random_case(random.Random(seed))
-    attention = kernel_attention(case.kernel)
-    assert attention is not None
-    assert attention.problem == case.problem
-    assert attention.scale == pytest.approx(case.problem.d_qk**-0.5)
-    assert attention.tensors == {"q": "q", "k": "k", "v": "v", "result": "o"}
+    found = kernel_attention(case.kernel)
+    assert found is not None
+    assert found.problem == case.problem
+    assert found.scale == pytest.approx(case.problem.d_qk**-0.5)
+    assert found.tensors == {"q": "q", "k": "k", "v": "v", "result": "o"}
 
 
 @pytest.mark.parametrize("mask", [None, causal(), window(3, 2)], ids=["full", "causal", "window"])
 def test_three_kernels_join_to_the_attention_that_one_kernel_computes(mask: MaskExpr | None):
-    (whole,) = fused(attention_graph(SIZES, mask))
+    (whole,) = fused(attention(SIZES, mask, "bf16", "f32"))
     parts, schedule = unfused(mask)
     assert [found.problem for kernel in schedule.kernels() if (found := kernel_attention(kernel))] == parts
     (joined,) = found_parts(schedule) or []

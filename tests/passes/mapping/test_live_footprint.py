@@ -9,7 +9,7 @@ import pytest
 from flatc.dialects.mapping import ArrayUse, Keep, Level, Mapping, Softmax, Stages, Tiles
 from flatc.passes.kernels.problem import AttentionProblem, match_kernel
 from flatc.passes.mapping.live_footprint import granularity, live_elements
-from tests.kernels import UNFUSED, Shape, attention, fused
+from tests.support import UNFUSED, Shape, attention, fused
 
 B, H, N, D = 4, 6, 512, 64
 SHAPE = Shape(batch=B, heads=H, kv_heads=H, queries=N, keys=N, d_qk=D, d_v=D)

@@ -21,7 +21,7 @@ from flatc.passes.mapping.map_space import (
     pipelinings,
     tile_sizes,
 )
-from tests.kernels import UNFUSED, Shape, attention, fused
+from tests.support import UNFUSED, Shape, attention, fused
 
 EDGE = load("edge")
 SHAPE = Shape(batch=6, heads=12, kv_heads=4, queries=100, keys=130, d_qk=16, d_v=8)

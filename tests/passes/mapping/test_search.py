@@ -24,8 +24,7 @@ from flatc.passes.mapping.legal_mapping import check_mapping, product_tile
 from flatc.passes.mapping.map_space import columns, families
 from flatc.passes.mapping.search import OBJECTIVES, Objective, find_mapping, find_mappings
 from flatc.passes.simulation.simulator import peak_buffer_bytes
-from tests.kernels import UNFUSED, Shape, attention, fused
-from tests.support import schedule
+from tests.support import UNFUSED, Shape, attention, fused, schedule
 
 EDGE = load("edge")
 WHOLE = ("logit+mask+softmax+attend",)

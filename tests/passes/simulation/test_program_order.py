@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from flatc.passes.simulation.program_order import Event, walk
-from tests.kernels import kernels_of, schedule_of
+from tests.support import kernels_of, schedule_of
 
 FRAME = """
 spatial.schedule @order inputs ["x"] (%x: !spatial.tensor<8xf32>) outputs [] {

@@ -20,7 +20,7 @@ from flatc.passes.cost.cost_model import CostModel
 from flatc.passes.simulation.event_simulation import Simulation
 from flatc.passes.simulation.program_order import walk
 from flatc.passes.simulation.simulator import KernelSimulation, simulate_kernel
-from tests.kernels import kernels_of, schedule_of
+from tests.support import kernels_of, schedule_of
 
 SCHEDULE = """
 spatial.schedule @tile inputs ["x", "w"] (%x: !spatial.tensor<12x4xf32>, %w: !spatial.tensor<4x4xf32>)

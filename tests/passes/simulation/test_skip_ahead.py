@@ -24,9 +24,8 @@ from flatc.passes.simulation import skip_ahead
 from flatc.passes.simulation.simulator import simulate_kernel, try_simulate
 from flatc.passes.simulation.skip_ahead import FastSimulation
 from flatc.passes.simulation.trip_plan import CannotSkip
-from tests.kernels import kernels_of, schedule_of
 from tests.random_nests import random_machine, random_nest
-from tests.support import Sizes, attention_graph, random_case, schedule
+from tests.support import Shape, attention, kernels_of, random_case, schedule, schedule_of
 
 SEEDS = st.integers(0, 1 << 32)
 
@@ -147,8 +146,8 @@ def long_causal(tokens: int, tile: int = 64, mask: bool = True) -> KernelOp:
         Softmax("online", "late"),
         Stages(0, 0, 0, 1, 2),
     )
-    sizes = Sizes(batch=4, heads=3, queries=tokens, keys=tokens)
-    return schedule(attention_graph(sizes, causal() if mask else None), mapping).kernels()[0]
+    sizes = Shape(batch=4, heads=3, queries=tokens, keys=tokens, d_qk=8, d_v=8)
+    return schedule(attention(sizes, causal() if mask else None, "bf16", "f32"), mapping).kernels()[0]
 
 
 def test_effort_does_not_grow_with_the_number_of_trips():
@@ -181,7 +180,9 @@ def test_a_band_and_the_first_keys():
         Softmax("rows", "early"),
         Stages(0, 0, 1, 2, 3),
     )
-    graph = attention_graph(Sizes(batch=5, queries=300, keys=300), causal() & (window(40) | first(9)))
+    graph = attention(
+        Shape(batch=5, queries=300, keys=300, d_qk=8, d_v=8), causal() & (window(40) | first(9)), "bf16", "f32"
+    )
     check(schedule(graph, mapping).kernels()[0], load("edge"))
 
 

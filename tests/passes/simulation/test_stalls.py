@@ -9,7 +9,7 @@ from flatc.accelerators import load
 from flatc.dialects.mapping import ArrayUse, Keep, Mapping, Softmax, Stages, Tiles
 from flatc.passes.simulation.simulator import simulate_kernel
 from flatc.passes.simulation.stalls import KernelTime, Stall, kernel_time
-from tests.support import Case, Sizes, attention_graph, random_case, schedule
+from tests.support import Case, Shape, attention, random_case, schedule
 
 ONLINE = Mapping(
     Tiles(1, 1, 1, 16, 16, 8, 8),
@@ -37,13 +37,13 @@ def test_busy_time_stalls_and_the_rest_are_the_latency(seed: int) -> None:
 
 
 def test_the_first_product_waits_for_the_load_before_it() -> None:
-    kernel = schedule(attention_graph(Sizes(queries=32, keys=32)), ONLINE).kernels()[0]
+    kernel = schedule(attention(Shape(queries=32, keys=32, d_qk=8, d_v=8), None, "bf16", "f32"), ONLINE).kernels()[0]
     array = kernel_time(kernel, load("edge")).resources["array"]
     assert Stall("array", "offchip", "load k") in array.stalls
 
 
 def test_a_single_slot_makes_the_channel_wait_for_it() -> None:
     single = replace(ONLINE, keep=replace(ONLINE.keep, k_slots=1))
-    kernel = schedule(attention_graph(Sizes(queries=32, keys=64)), single).kernels()[0]
+    kernel = schedule(attention(Shape(queries=32, keys=64, d_qk=8, d_v=8), None, "bf16", "f32"), single).kernels()[0]
     channel = kernel_time(kernel, load("edge")).resources["offchip"]
     assert Stall("offchip", "slots", "K") in channel.stalls
