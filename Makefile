@@ -20,6 +20,8 @@ IS_RECENT := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
 	"$$python" -c "$(IS_RECENT)" 2>/dev/null && { echo "$$python"; break; }; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# pip compiles what it installs, but not a package that stays where it is.
+BYTECODE := $(BIN)/python -m compileall -q flatc passes dialects
 
 help:
 	@sed -n 's/^# \{0,1\}//; 1,10p' Makefile
@@ -56,8 +58,10 @@ $(BIN)/python:
 
 $(RUNTIME): pyproject.toml | $(BIN)/python
 	$(PIP) install --editable .
+	$(BYTECODE)
 	@touch $@
 
 $(DEVELOPMENT): pyproject.toml | $(BIN)/python
 	$(PIP) install --editable '.[dev]'
+	$(BYTECODE)
 	@touch $@ $(RUNTIME)

@@ -1,7 +1,8 @@
 """The closed form: bytes, cycles and energy of mappings, without walking their tiles.
 
 It prices whole columns of mappings at once (NumPy arrays, one entry a mapping), which is what the search does,
-and a single mapping as a column of one. Everything it counts comes from the primitive costs that the
+and a single mapping as a column of one. What tiles add up to depends on few columns only and is shared by all mappings
+that agree on these (`SharedCounts`). Everything it counts comes from the primitive costs that the
 simulator uses too, multiplied by how often each kind of tile occurs:
 
     a dimension cut into tiles has full tiles and perhaps one ragged tile; a mask decides how many key tiles each
@@ -20,9 +21,10 @@ for row strips of masked kernels, whose lengths vary (there the last partly fill
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import reduce
+from typing import TYPE_CHECKING, Any, Literal
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.mapping import ArrayUse, Keep, Mapping, Softmax, Stages, Tiles
@@ -154,6 +156,81 @@ def mapping_at(problem: AttentionProblem, structure: Structure, columns: Columns
 
 
 @dataclass(frozen=True)
+class Counts:
+    """What the tiles of a column of mappings add up to, whenever they happen; every number is an array.
+
+    It depends on the sizes of tiles and on folds, not on slots and stages, so mappings that differ in these share it
+    (`SharedCounts`). `product`, `skew` and `awaited_skew` are cycles of each product: busy, skew of all its tiles, and
+    skew that the vector unit or a store waits for. `vector_between` is vector work between logit and attend of
+    the same scores, `vector_aside` the rest. `transfers` are loads and stores.
+    """
+
+    work: Work
+    product: dict[str, Any]
+    skew: dict[str, Any]
+    awaited_skew: dict[str, Any]
+    vector_between: Any
+    vector_aside: Any
+    tensor_bytes: dict[str, Any]
+    transfers: tuple[Any, Any]
+
+    @property
+    def array(self) -> Any:
+        """Cycles that the array is busy."""
+        return sum(self.product.values())
+
+    @property
+    def vector(self) -> Any:
+        """Cycles that the vector unit is busy."""
+        return self.vector_between + self.vector_aside
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            Work(*(_sum(getattr(self.work, f.name), getattr(other.work, f.name)) for f in fields(Work))),
+            _sums(self.product, other.product),
+            _sums(self.skew, other.skew),
+            _sums(self.awaited_skew, other.awaited_skew),
+            _sum(self.vector_between, other.vector_between),
+            _sum(self.vector_aside, other.vector_aside),
+            _sums(self.tensor_bytes, other.tensor_bytes),
+            (_sum(self.transfers[0], other.transfers[0]), _sum(self.transfers[1], other.transfers[1])),
+        )
+
+    def take(self, indices: Any) -> Counts:
+        """The rows at `indices`."""
+
+        def at(number: Any) -> Any:
+            return number[indices] if getattr(number, "shape", ()) else number
+
+        def each(numbers: dict[str, Any]) -> dict[str, Any]:
+            return {name: at(number) for name, number in numbers.items()}
+
+        return Counts(
+            Work(**each(vars(self.work))),
+            each(self.product),
+            each(self.skew),
+            each(self.awaited_skew),
+            at(self.vector_between),
+            at(self.vector_aside),
+            each(self.tensor_bytes),
+            (at(self.transfers[0]), at(self.transfers[1])),
+        )
+
+
+def _sum(left: Any, right: Any) -> Any:
+    """left + right; a part that has nothing to add takes no time."""
+    for one, other in ((left, right), (right, left)):
+        if not hasattr(one, "shape") and not one:
+            return other
+    return left + right
+
+
+def _sums(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
+    """Sums by name; what only one of the two has is kept."""
+    return left | {name: _sum(left.get(name, 0), number) for name, number in right.items()}
+
+
+@dataclass(frozen=True)
 class ClosedForm:
     """Costs of a column of mappings; every field is an array, or a dictionary of arrays.
 
@@ -211,23 +288,26 @@ def _statistic_slots(algorithm: str, c: Columns) -> Any:
 
 
 class _Counter:
-    """Adds up work over the kinds of tiles of a column of mappings."""
+    """Adds up work over the kinds of tiles of a column of mappings; `counts` gives the sums (see `Counts`)."""
 
-    def __init__(self, problem: AttentionProblem, accelerator: Accelerator, structure: Structure, columns: Columns):
+    def __init__(
+        self,
+        problem: AttentionProblem,
+        accelerator: Accelerator,
+        structure: Structure,
+        columns: Columns,
+        geometry: KeyGeometry,
+    ):
         self.problem, self.accelerator = problem, accelerator
         self.structure, self.columns = structure, columns
-        self.geometry = key_geometry(problem, columns.query, columns.key)
+        self.geometry = geometry
         self.product_rows = structure.is_product_rows(problem)
-        zero = columns.batch * 0
-        self.work = Work(macs=zero)
-        self.array: Any = zero
-        # Vector work that sits between logit and attend of the same scores, and vector work that does not.
-        self.vector_between: Any = zero
-        self.vector_aside: Any = zero
-        # Of each product: busy cycles, skew of all its tiles, and skew that the vector unit or a store waits for.
-        self.product: dict[str, Any] = {"logit": zero, "attend": zero}
-        self.skew: dict[str, Any] = {"logit": zero, "attend": zero}
-        self.awaited_skew: dict[str, Any] = {"logit": zero, "attend": zero}
+        self.work = Work()
+        self.vector_between: Any = 0
+        self.vector_aside: Any = 0
+        self.product: dict[str, Any] = {}
+        self.skew: dict[str, Any] = {}
+        self.awaited_skew: dict[str, Any] = {}
 
     def head_kinds(self) -> list[tuple[Any, Any, Any]]:
         """(how many, batch x kv heads in the tile, query heads per kv head) for each kind of head tile."""
@@ -241,15 +321,42 @@ class _Counter:
                         kinds.append((count, batch * kv_head, group))
         return kinds
 
-    def add_products(self) -> None:
-        """Array cycles and traffic of logit and attend."""
+    def counts(self, part: Part) -> Counts:
+        """What one part of the work adds up to."""
+        tensors: dict[str, Any] = {}
+        transfers: tuple[Any, Any] = 0, 0
+        zero = self.columns.batch * 0
+        if part == "vector":
+            self.vector_between = self.vector_aside = zero
+            self.add_vector()
+        elif part == "transfers":
+            tensors, transfers = self.tensor_bytes(), self.transfers()
+        else:
+            self.product[part] = self.skew[part] = self.awaited_skew[part] = zero
+            if self.problem.has(part):
+                self.add_product(part)
+        return Counts(
+            self.work,
+            self.product,
+            self.skew,
+            self.awaited_skew,
+            self.vector_between,
+            self.vector_aside,
+            tensors,
+            transfers,
+        )
+
+    def add_product(self, name: str) -> None:
+        """Array cycles and traffic of logit or attend."""
         p, g = self.problem, self.geometry
         passes = 2 if self.structure.algorithm == "streamed" else 1
         for count, batch, group in self.head_kinds():
             for query, q_extent in enumerate(g.q_extents):
                 m = group * q_extent
-                for times, keys, depth in self._logit_tiles(query) if self.product_rows else ():
-                    self._product("logit", MatmulTile(batch, m, keys, depth), count * times, count * 0)
+                if name == "logit" and self.product_rows:
+                    for times, keys, depth in self._logit_tiles(query):
+                        self._product("logit", MatmulTile(batch, m, keys, depth), count * times, count * 0)
+                    continue
                 for key, k_extent in enumerate(g.k_extents):
                     times = count * g.visits[query][key]
                     if not times.any():
@@ -259,9 +366,9 @@ class _Counter:
                     waits = count * last if self.structure.algorithm == "rows" else times
                     if self.product_rows:
                         waits = times * 0
-                    elif p.has("logit"):
+                    if name == "logit":
                         self._product("logit", MatmulTile(batch, m, k_extent, p.d_qk), times * passes, waits)
-                    if p.has("attend"):
+                    else:
                         self._product("attend", MatmulTile(batch, m, p.d_v, k_extent), times, waits)
 
     def _logit_tiles(self, query: int) -> list[tuple[Any, Any, int]]:
@@ -282,7 +389,6 @@ class _Counter:
         stationarity: str = getattr(self.structure, f"{name}_stationarity")
         fold = (getattr(c, f"{name}_fold_rows"), getattr(c, f"{name}_fold_columns"))
         cycles = array_cycles(array, stationarity, fold, tile)
-        self.array = self.array + cycles.busy * times
         self.product[name] = self.product[name] + cycles.busy * times
         self.skew[name] = self.skew[name] + (cycles.latency - cycles.busy) * times
         self.awaited_skew[name] = self.awaited_skew[name] + (cycles.latency - cycles.busy) * waits
@@ -496,27 +602,107 @@ def _tiles(size: int, tile: Any) -> list[tuple[Any, Any]]:
     return [(size // tile, tile), ((ragged > 0) * 1, ragged)]
 
 
-def evaluate(problem: AttentionProblem, accelerator: Accelerator, structure: Structure, columns: Columns) -> ClosedForm:
-    """Costs of a column of mappings; see the module docstring for what is exact."""
-    counter = _Counter(problem, accelerator, structure, columns)
-    counter.add_products()
-    counter.add_vector()
-    tensors = counter.tensor_bytes()
-    written = tensors["result"]
-    read = sum(size for name, size in tensors.items() if name != "result")
-    work = counter.work + Work(
-        offchip_read_bytes=read, offchip_write_bytes=written, buffer_read_bytes=written, buffer_write_bytes=read
-    )
-    busy = _offchip_busy(accelerator, read, written, counter.transfers())
-    busy |= {"array": counter.array, "vector": counter.vector_between + counter.vector_aside}
+Part = Literal["logit", "attend", "vector", "transfers"]
+PARTS: tuple[Part, ...] = ("logit", "attend", "vector", "transfers")
+
+_WITHOUT_INFLUENCE: dict[Part, tuple[str, ...]] = {
+    "logit": ("divide", "v_level", "attend_stationarity"),
+    "attend": ("divide", "k_level", "v_level", "logit_stationarity"),
+    "vector": ("k_level", "v_level", "logit_stationarity", "attend_stationarity"),
+    "transfers": ("divide", "logit_stationarity", "attend_stationarity"),
+}
+"""What of a structure a part of the counts does not depend on."""
+
+
+class SharedCounts:
+    """Counts of one set of tiles under many structures: each part once for all structures that agree on it.
+
+        shared = SharedCounts(problem, accelerator, tiles, folds)
+        shared.counts(structure)                  # a row for each of `tiles`
+
+    `tiles` needs batch, kv_head, group, query and key only; `folds(product, stationarity)` gives a product's folds.
+    """
+
+    def __init__(
+        self,
+        problem: AttentionProblem,
+        accelerator: Accelerator,
+        tiles: Columns,
+        folds: Callable[[str, str], tuple[Ints, Ints]],
+    ):
+        self.problem, self.accelerator, self.tiles, self.folds = problem, accelerator, tiles, folds
+        self.geometry = key_geometry(problem, tiles.query, tiles.key)
+        self._parts: dict[tuple[Part, Structure], Counts] = {}
+
+    def counts(self, structure: Structure, indices: Any = None) -> Counts:
+        """The counts of every tile under `structure`, or of the tiles at `indices`."""
+        parts = [self._part(part, structure) for part in PARTS]
+        if indices is not None:
+            parts = [part.take(indices) for part in parts]
+        return reduce(Counts.__add__, parts)
+
+    def _part(self, part: Part, structure: Structure) -> Counts:
+        key = replace(structure, **dict.fromkeys(_WITHOUT_INFLUENCE[part], ""))
+        if part == "logit" and key.k_level != "query":
+            key = replace(key, k_level="")
+        found = self._parts.get((part, key))
+        if found is None:
+            tiles = self.tiles
+            if part in ("logit", "attend"):
+                rows, columns = self.folds(part, getattr(key, f"{part}_stationarity"))
+                tiles = replace(tiles, **{f"{part}_fold_rows": rows, f"{part}_fold_columns": columns})
+            found = _Counter(self.problem, self.accelerator, key, tiles, self.geometry).counts(part)
+            self._parts[part, key] = found
+        return found
+
+
+def evaluate(
+    problem: AttentionProblem,
+    accelerator: Accelerator,
+    structure: Structure,
+    columns: Columns,
+    counts: Counts | None = None,
+    peak_bytes: Any = None,
+) -> ClosedForm:
+    """Costs of a column of mappings; see the module docstring for what is exact.
+
+    `counts` and `peak_bytes` may be given where they are known already.
+    """
+    if counts is None or peak_bytes is None:
+        geometry = key_geometry(problem, columns.query, columns.key)
+        parts = (_Counter(problem, accelerator, structure, columns, geometry).counts(part) for part in PARTS)
+        counts = reduce(Counts.__add__, parts)
+        peak_bytes = peak_buffer_bytes(problem, structure, columns, geometry)
+    work = total_work(counts)
+    busy = busy_cycles(accelerator, counts)
     return ClosedForm(
-        latency_cycles=_latency(counter, busy, tensors),
+        latency_cycles=_latency(_Case(problem, accelerator, structure, columns, counts), busy),
         busy_cycles=busy,
-        tensor_bytes=tensors,
-        peak_buffer_bytes=peak_buffer_bytes(problem, structure, columns, counter.geometry),
+        tensor_bytes=counts.tensor_bytes,
+        peak_buffer_bytes=peak_bytes,
         work=work,
         energy_pj=sum(energy_pj(accelerator, work).values()),
     )
+
+
+def total_work(counts: Counts) -> Work:
+    """The work of the tiles, and of the transfers between buffer and memory."""
+    read, written = _read_and_written(counts)
+    return counts.work + Work(
+        offchip_read_bytes=read, offchip_write_bytes=written, buffer_read_bytes=written, buffer_write_bytes=read
+    )
+
+
+def busy_cycles(accelerator: Accelerator, counts: Counts) -> dict[str, Any]:
+    """How long each resource is busy: no schedule takes less than the longest."""
+    busy = _offchip_busy(accelerator, *_read_and_written(counts), counts.transfers)
+    return busy | {"array": counts.array, "vector": counts.vector}
+
+
+def _read_and_written(counts: Counts) -> tuple[Any, Any]:
+    """Off-chip bytes: the result is written, everything else is read."""
+    tensors = counts.tensor_bytes
+    return sum(size for name, size in tensors.items() if name != "result"), tensors["result"]
 
 
 def _offchip_busy(accelerator: Accelerator, read: Any, written: Any, transfers: tuple[Any, Any]) -> dict[str, Any]:
@@ -528,39 +714,52 @@ def _offchip_busy(accelerator: Accelerator, read: Any, written: Any, transfers: 
     return {"read": read_cycles, "write": write_cycles}
 
 
-def _latency(counter: _Counter, busy: dict[str, Any], tensors: dict[str, Any]) -> Any:
+@dataclass(frozen=True)
+class _Case:
+    """Mappings to be timed, and what their tiles add up to."""
+
+    problem: AttentionProblem
+    accelerator: Accelerator
+    structure: Structure
+    columns: Columns
+    counts: Counts
+
+
+def _latency(case: _Case, busy: dict[str, Any]) -> Any:
     import numpy as np
 
-    first_load, last_store = _ends(counter)
+    first_load, last_store = _ends(case)
     offchip = [time for name, time in busy.items() if name not in ("array", "vector")]
     ends = first_load + last_store
-    times = [*offchip, busy["array"] + ends, busy["vector"] + ends, *_waiting_cycles(counter, tensors)]
-    shape = counter.columns.batch.shape
-    found: Any = np.max(np.stack([np.broadcast_to(t, shape).astype(np.float64) for t in times]), axis=0)
+    times = [*offchip, busy["array"] + ends, busy["vector"] + ends, *_waiting_cycles(case)]
+    found: Any = np.zeros(case.columns.batch.shape)
+    for time in times:
+        np.maximum(found, time, out=found)
     return found
 
 
-def _waiting_cycles(counter: _Counter, tensors: dict[str, Any]) -> list[Any]:
+def _waiting_cycles(case: _Case) -> list[Any]:
     """Total length of each cycle of waiting over the instances that may be under way in it."""
     import numpy as np
 
-    p, c, s, accelerator = counter.problem, counter.columns, counter.structure, counter.accelerator
+    p, c, s, accelerator, counts = case.problem, case.columns, case.structure, case.accelerator, case.counts
+    tensors = counts.tensor_bytes
     read, write = float(accelerator.cycles_per_byte_read), float(accelerator.cycles_per_byte_written)
-    logit, attend = counter.product["logit"], counter.product["attend"]
+    logit, attend = counts.product["logit"], counts.product["attend"]
     found: list[Any] = []
     if p.has("logit"):
         k_slots = c.k_slots if s.k_level == "key" else c.k_slots * 0 + _NEVER
-        found.append((tensors["k"] * read + logit + counter.skew["logit"]) / k_slots)
+        found.append((tensors["k"] * read + logit + counts.skew["logit"]) / k_slots)
         found.append((tensors["q"] * read + logit) / c.q_slots)
     if p.has("attend"):
         v_slots = c.v_slots if s.v_level == "key" else c.v_slots * 0 + _NEVER
-        found.append((tensors["v"] * read + attend + counter.skew["attend"]) / v_slots)
+        found.append((tensors["v"] * read + attend + counts.skew["attend"]) / v_slots)
         if s.interleave == 1:
             # Interleaved tiles share a slot: one may be stored while another is in work.
             found.append((tensors["result"] * write + attend) / c.output_slots)
     if p.has("logit") and p.has("attend") and s.algorithm != "streamed":
         under_way = np.minimum(c.score_slots, c.attend - c.logit + 1)
-        found.append((logit + attend + counter.awaited_skew["logit"] + counter.vector_between) / under_way)
+        found.append((logit + attend + counts.awaited_skew["logit"] + counts.vector_between) / under_way)
     return found
 
 
@@ -568,9 +767,9 @@ _NEVER = 1 << 40
 """Stands for slots that never bind: the tensor is loaded too seldom to count."""
 
 
-def _ends(counter: _Counter) -> tuple[Any, Any]:
+def _ends(case: _Case) -> tuple[Any, Any]:
     """Cycles of the loads before the first operation, and of the store after the last: at the least."""
-    p, c, s, accelerator = counter.problem, counter.columns, counter.structure, counter.accelerator
+    p, c, s, accelerator = case.problem, case.columns, case.structure, case.accelerator
     heads = c.batch * c.kv_head
     loaded: Any = 0
     if p.has("logit") and p.mask is None:
@@ -590,10 +789,3 @@ def _last(size: int, tile: Any) -> Any:
 def evaluate_mapping(problem: AttentionProblem, accelerator: Accelerator, mapping: Mapping) -> ClosedForm:
     """Costs of one mapping, as arrays of one entry."""
     return evaluate(problem, accelerator, structure_of(mapping), columns_of(mapping))
-
-
-def concatenate(parts: Sequence[Columns]) -> Columns:
-    """One column from several."""
-    import numpy as np
-
-    return Columns(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Columns)))

@@ -87,12 +87,14 @@ def _masked(
 ) -> KeyGeometry:
     import numpy as np
 
-    pairs, inverse = np.unique(np.stack([query, key]), axis=1, return_inverse=True)
-    inverse = inverse.reshape(-1)
-    # Only these facts of the problem matter, so that kernels and families share what was counted.
+    # Only these facts of the problem matter, so that kernels and strategies share what was counted.
     question = _Question(problem.mask, problem.skips_hidden, problem.queries, problem.keys)
-    counts = np.array([_count(question, int(r), int(t)) for r, t in pairs.T], dtype=np.int64)
-    columns = counts[inverse].T
+    counts = np.empty((len(query), 13), dtype=np.int64)
+    for rows in np.unique(query):
+        here = np.flatnonzero(query == rows)
+        tiles, inverse = np.unique(key[here], return_inverse=True)
+        counts[here] = _count(question, int(rows), tuple(tiles.tolist()))[inverse]
+    columns = counts.T
     (ff, fr, eff, efr, nf, sf), (rf, rr, erf, err, nr, sr), width = columns[0:6], columns[6:12], columns[12]
     return KeyGeometry(
         q_counts,
@@ -124,46 +126,45 @@ def _bounds(problem: _Question) -> tuple[LiveKeys, LiveKeys]:
     return live_keys(visited, problem.keys), live_keys(problem.mask, problem.keys)
 
 
-@lru_cache(maxsize=1 << 16)
-def _count(problem: _Question, rows: int, tile: int) -> tuple[int, ...]:
-    """The counts of one (rows, tile) pair: six for full query tiles, six for the ragged one, the longest strip.
+@lru_cache(maxsize=1 << 12)
+def _count(problem: _Question, rows: int, tiles: tuple[int, ...]) -> Ints:
+    """The counts of one height of query tiles, a row for each width of key tiles.
 
-    Remembered, because a search asks for the same pairs in every family.
+    A row has six counts for full query tiles, six for the ragged one, and the longest strip. Remembered, because the
+    kernels and strategies of a search ask for the same ones.
     """
     import numpy as np
 
     live, edge = _bounds(problem)
-
-    start = np.arange(0, problem.queries, rows, dtype=np.int64)
+    # Query tiles go down, widths of key tiles across.
+    tile = np.array(tiles, dtype=np.int64)
+    start = np.arange(0, problem.queries, rows, dtype=np.int64)[:, None]
     last = np.minimum(start + rows, problem.queries) - 1
     at = {"start": start, "last": last}
-    lower = start * 0 + live.lower.evaluate(at) // tile
+    lower = live.lower.evaluate(at) // tile
     upper = start * 0 - (-live.upper.evaluate(at) // tile)
     trips = np.maximum(upper - lower, 0)
-    key_tiles = -(-problem.keys // tile)
-    ragged_key = problem.keys % tile > 0
-    visits_ragged = (trips > 0) & (upper == key_tiles) & ragged_key
-    visits_full = trips - visits_ragged
+    last_is_ragged = (trips > 0) & (upper == -(-problem.keys // tile)) & (problem.keys % tile > 0)
     strip = np.where(trips > 0, np.minimum(upper * tile, problem.keys) - lower * tile, 0)
-    masked, masked_ragged = _edges(problem, edge, at, lower, upper, tile)
-    table = [visits_full, visits_ragged, masked - masked_ragged, masked_ragged, trips > 0, strip]
-    full_rows = last - start + 1 == rows
-    sums = [int(column[kind].sum()) for kind in (full_rows, ~full_rows) for column in table]
-    return (*sums, max(1, int(strip.max())))
+    masked, masked_ragged = _edges(problem, edge, at, lower, upper, tile, last_is_ragged)
+    table = [trips - last_is_ragged, last_is_ragged, masked - masked_ragged, masked_ragged, trips > 0, strip]
+    sums = [column.sum(axis=0) for column in table]
+    ragged = [column[-1] * (problem.queries % rows > 0) for column in table]
+    full = [total - of_last for total, of_last in zip(sums, ragged, strict=True)]
+    return np.stack([*full, *ragged, np.maximum(strip.max(axis=0), 1)], axis=1)
 
 
 def _edges(
-    problem: _Question, edge: LiveKeys, at: dict[str, Ints], lower: Ints, upper: Ints, tile: int
+    problem: _Question, edge: LiveKeys, at: dict[str, Ints], lower: Ints, upper: Ints, tile: Ints, last_is_ragged: Ints
 ) -> tuple[Ints, Ints]:
     """For each query tile: how many visited key tiles are masked, and whether the ragged one is among them."""
     import numpy as np
 
     key_tiles = -(-problem.keys // tile)
     trips = np.maximum(upper - lower, 0)
-    last_is_ragged = (upper == key_tiles) & (trips > 0) & (problem.keys % tile > 0)
     if edge.full is None:
         return trips, last_is_ragged * 1
-    full_lower, full_upper = (trips * 0 + bound.evaluate(at) for bound in edge.full)
+    full_lower, full_upper = (bound.evaluate(at) for bound in edge.full)
     # Tiles [clean_from, clean_to) lie inside what every row sees and need no mask.
     clean_from = np.clip(-(-full_lower // tile), lower, upper)
     ends_inside = np.where(full_upper >= problem.keys, key_tiles, full_upper // tile)

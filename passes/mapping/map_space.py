@@ -18,7 +18,7 @@ search, product by product.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flatc.dialects.accelerator import Accelerator
@@ -125,23 +125,38 @@ def head_tiles(problem: AttentionProblem, strategy: str) -> list[tuple[int, int,
     return list(dict.fromkeys([*found, *corners]))
 
 
-def columns(problem: AttentionProblem, accelerator: Accelerator, strategy: str, family: Family) -> Columns:
-    """Every mapping of a family, folds still 1."""
+def tiles(problem: AttentionProblem, accelerator: Accelerator, strategy: str) -> Columns:
+    """Every choice of tiles that a strategy admits: the same for all its families. Slots, folds and stages are 1."""
     import numpy as np
 
     heads = np.array(head_tiles(problem, strategy), dtype=np.int64)
     queries = np.array(_query_tiles(problem, accelerator, strategy), dtype=np.int64)
     keys = np.array(tile_sizes(problem.keys, accelerator.array.columns), dtype=np.int64)
     which, query, key = (grid.reshape(-1) for grid in np.meshgrid(np.arange(len(heads)), queries, keys, indexing="ij"))
+    batch, kv_head, group = heads[which].T
+    return Columns(batch, kv_head, group, query, key, *[np.ones_like(query)] * 14)
+
+
+def columns(tiles: Columns, family: Family) -> Columns:
+    """Every mapping of a family: its slots and stages on every choice of tiles, folds still 1."""
+    import numpy as np
 
     def fill(value: int) -> Any:
-        return np.full_like(query, value)
+        return np.full_like(tiles.query, value)
 
     pipelining = family.pipelining
-    slots = [fill(pipelining.slots) for _ in range(3)]
-    stages = [fill(stage) for stage in pipelining.stages]
-    folds = [fill(1) for _ in range(4)]
-    scores = [fill(pipelining.score_slots), fill(pipelining.slots)]
-    batch, kv_head, group = heads[which].T
-    numbers = [batch, kv_head, group, query, key, *slots, *scores, *folds, *stages]
-    return Columns(*numbers)
+    slots = fill(pipelining.slots)
+    load, logit, softmax, attend, store = map(fill, pipelining.stages)
+    return replace(
+        tiles,
+        q_slots=slots,
+        k_slots=slots,
+        v_slots=slots,
+        score_slots=fill(pipelining.score_slots),
+        output_slots=slots,
+        load=load,
+        logit=logit,
+        softmax=softmax,
+        attend=attend,
+        store=store,
+    )

@@ -1,15 +1,21 @@
-"""Finding the best mapping of a kernel: enumerate, drop what does not fit, price the rest, rank.
+"""Finding the best mapping of a kernel: enumerate, drop what does not fit, price what may be best, rank.
 
 The space is `map_space`; the prices are the closed form's, computed for whole columns at once. The ranking is by
 the objective, ties by the other objectives, by the number of tiles, by the footprint, and then by the order of
 enumeration, so the same question always has the same answer. `Choice` says how many mappings were looked at. The best
 of every family is kept, so that `tile-attention` can simulate a few that differ in kind before it decides.
+
+**Pruning rule.** Energy and off-chip bytes of a mapping depend on its tiles, where K and V stay, its softmax and its
+use of the array, not on slots and stages. Nor does the time that each resource is busy, below which no
+latency lies. So each choice of these has a ranking that no choice of slots and stages beats. A mapping whose ranking so
+reckoned comes behind the best that was priced in its family is not priced: it cannot win.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import product
 from typing import Any, Generic, Literal
 
@@ -19,16 +25,19 @@ from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.diagnostics import FlatcError, did_you_mean
 from flatc.dialects.kernel_mapping import KernelMapping
 from flatc.dialects.mapping import Mapping
-from flatc.passes.cost.closed_form import ClosedForm, Columns, Structure, evaluate, mapping_at, peak_buffer_bytes
-from flatc.passes.cost.key_geometry import key_geometry
-from flatc.passes.cost.primitive_costs import (
-    MatmulTile,
-    ceil_divide,
-    fold_limits,
-    spatial_extents,
+from flatc.passes.cost.closed_form import (
+    Columns,
+    SharedCounts,
+    Structure,
+    busy_cycles,
+    evaluate,
+    mapping_at,
+    peak_buffer_bytes,
+    total_work,
 )
+from flatc.passes.cost.primitive_costs import MatmulTile, ceil_divide, energy_pj, fold_limits, spatial_extents
 from flatc.passes.kernels.problem import AttentionProblem
-from flatc.passes.mapping.map_space import Family, columns, families
+from flatc.passes.mapping.map_space import Family, columns, families, tiles
 
 STRATEGIES = ("unfused", "flat-m", "flat-b", "flat-h", "flat-r", "flat", "online", "auto")
 """`unfused`: one kernel per operator. `flat-*`: FLAT's granularities; `flat`: the best of them. `online`: online
@@ -95,14 +104,17 @@ def find_mappings(
     _check_machine(problem, accelerator, kernel)
     best: list[Choice] = []
     covered = legal = 0
+    least: list[int] = []
     for part in _PARTS.get(strategy, (strategy,)):
+        space = _Space(problem, accelerator, part, objective)
         for family in families(problem, part):
-            found, seen, fitting = _best_of_family(problem, accelerator, part, family, objective)
-            covered, legal = covered + seen, legal + fitting
-            if found is not None:
-                best.append(found)
+            candidates = space.of(family)
+            covered, legal = covered + space.size, legal + candidates.size
+            least.append(candidates.least_bytes)
+            if candidates.size:
+                best.append(candidates.best())
     if not best:
-        raise _nothing_fits(problem, accelerator, strategy, kernel)
+        raise _nothing_fits(accelerator, strategy, kernel, min(least))
     distinct: dict[Mapping, Choice] = {}
     for choice in sorted(best, key=lambda choice: choice.ranking):
         distinct.setdefault(choice.mapping, replace(choice, covered=covered, legal=legal))
@@ -117,56 +129,171 @@ def _check_machine(problem: AttentionProblem, accelerator: Accelerator, kernel: 
         )
 
 
-def _nothing_fits(problem: AttentionProblem, accelerator: Accelerator, strategy: str, kernel: str) -> NothingFits:
-    capacity = accelerator.buffer.capacity_bytes
-    least = _least_footprint(problem, accelerator, strategy)
+def _nothing_fits(accelerator: Accelerator, strategy: str, kernel: str, least_bytes: int) -> NothingFits:
     return NothingFits(
-        f"{kernel}: no '{strategy}' mapping fits the {capacity} bytes of {accelerator.name}'s buffer; "
-        f"the smallest needs {least}",
+        f"{kernel}: no '{strategy}' mapping fits the {accelerator.buffer.capacity_bytes} bytes of "
+        f"{accelerator.name}'s buffer; the smallest needs {least_bytes}",
         help="use strategy online or auto, whose footprint does not grow with length"
         if strategy not in ("online", "auto")
         else "give the accelerator a larger buffer",
     )
 
 
-def _least_footprint(problem: AttentionProblem, accelerator: Accelerator, strategy: str) -> int:
-    least: list[int] = []
-    for part in _PARTS.get(strategy, (strategy,)):
-        for family in families(problem, part):
-            column = columns(problem, accelerator, part, family)
-            least.append(int(_footprints(problem, family, column).min()))
-    return min(least)
+# --- Pricing a space ----------------------------------------------------------------------------------------
 
 
-def _structure(family: Family, logit: str = "output", attend: str = "output") -> Structure:
-    return Structure(family.algorithm, family.divide, family.k_level, family.v_level, logit, attend)
+class _Space:
+    """The map space of one strategy, with what its families share: tiles, and the counts of tiles."""
+
+    def __init__(self, problem: AttentionProblem, accelerator: Accelerator, strategy: str, objective: Objective):
+        self.problem, self.accelerator = problem, accelerator
+        self.strategy = strategy
+        self.objective: Objective = objective
+        self.tiles = tiles(problem, accelerator, strategy)
+        self.visited = _tiles_visited(problem, self.tiles)
+        self.shared = SharedCounts(problem, accelerator, self.tiles, self._folds)
+        self._lower: dict[Structure, list[Any]] = {}
+
+    @property
+    def size(self) -> int:
+        """How many mappings each family has."""
+        return self.tiles.size
+
+    def of(self, family: Family) -> _Candidates:
+        """The mappings of a family that fit the machine."""
+        return _Candidates(self, family)
+
+    def structures(self, family: Family) -> list[Structure]:
+        """A family with every stationarity of each product."""
+        stationarities = self.accelerator.array.stationarities
+        logits, attends = (stationarities if self.problem.has(n) else stationarities[:1] for n in ("logit", "attend"))
+        f = family
+        return [Structure(f.algorithm, f.divide, f.k_level, f.v_level, *uses) for uses in product(logits, attends)]
+
+    def lower_bounds(self, structure: Structure) -> list[Any]:
+        """For each tile, numbers that the ranking of its mappings cannot be below; slots and stages do not matter."""
+        found = self._lower.get(structure)
+        if found is None:
+            counts = self.shared.counts(structure)
+            found = _objectives(
+                self.objective,
+                latency=_largest(busy_cycles(self.accelerator, counts).values()),
+                energy=sum(energy_pj(self.accelerator, total_work(counts)).values()),
+                offchip=sum(counts.tensor_bytes.values()),
+            )
+            self._lower[structure] = found
+        return found
+
+    def _folds(self, name: str, stationarity: str) -> tuple[Any, Any]:
+        """The largest folds of a product that the machine permits and the tile has pieces for."""
+        import numpy as np
+
+        array, tiles = self.accelerator.array, self.tiles
+        batch, rows = tiles.batch * tiles.kv_head, tiles.group * tiles.query
+        if name == "logit":
+            tile = MatmulTile(batch, rows, tiles.key, rows * 0 + self.problem.d_qk)
+        else:
+            tile = MatmulTile(batch, rows, rows * 0 + self.problem.d_v, tiles.key)
+        p, q, _ = spatial_extents(stationarity, tile)
+        most_rows, most_columns = fold_limits(array, stationarity, p, q)
+        pieces = batch * ceil_divide(p, array.rows) * ceil_divide(q, array.columns)
+        fold_columns = np.minimum(most_columns, pieces)
+        return np.minimum(most_rows, ceil_divide(pieces, fold_columns)), fold_columns
+
+    def with_folds(self, columns: Columns, structure: Structure, rows: Any) -> Columns:
+        """`columns`, which are the tiles at `rows`, with the folds of a structure."""
+        folds: dict[str, Any] = {}
+        for name in ("logit", "attend"):
+            if self.problem.has(name):
+                found = self._folds(name, getattr(structure, f"{name}_stationarity"))
+                folds |= {f"{name}_fold_{of}": fold[rows] for of, fold in zip(("rows", "columns"), found, strict=True)}
+        return replace(columns, **folds)
 
 
-def _footprints(problem: AttentionProblem, family: Family, column: Columns) -> Any:
-    geometry = key_geometry(problem, column.query, column.key)
-    return peak_buffer_bytes(problem, _structure(family), column, geometry)
+class _Candidates:
+    """The mappings of one family that fit the machine; their use of the array is still to be chosen."""
+
+    def __init__(self, space: _Space, family: Family):
+        import numpy as np
+
+        self.space, self.family = space, family
+        self.structures = space.structures(family)
+        column = columns(space.tiles, family)
+        peak = peak_buffer_bytes(space.problem, self.structures[0], column, space.shared.geometry)
+        self.least_bytes = int(peak.min())
+        self.rows = np.flatnonzero(peak <= space.accelerator.buffer.capacity_bytes)
+        self.columns, self.peak = column.take(self.rows), peak[self.rows]
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        return len(self.rows)
+
+    def best(self) -> Choice:
+        """The best of them under the best use of the array.
+
+        Only those are priced whose lower bounds do not rank behind the best price so far; the first to be priced is
+        the one with the best bounds.
+        """
+        import numpy as np
+
+        bounds = [[bound[self.rows] for bound in self.space.lower_bounds(s)] for s in self.structures]
+        first = [_first(bound) for bound in bounds]
+        order = sorted(range(len(bounds)), key=lambda i: [float(bound[first[i]]) for bound in bounds[i]])
+        best = self._priced(self.structures[order[0]], np.array([first[order[0]]]))
+        for i in order:
+            open_ = np.flatnonzero(_may_rank_before(bounds[i], best[0]))
+            if len(open_):
+                best = min(best, self._priced(self.structures[i], open_), key=lambda found: found[0])
+        ranking, structure, index = best
+        rows = np.array([index])
+        column = self.space.with_folds(self.columns.take(rows), structure, self.rows[rows])
+        return Choice(mapping_at(self.space.problem, structure, column, 0), self.space.strategy, 0, 0, ranking)
+
+    def _priced(self, structure: Structure, indices: Any) -> tuple[tuple[float, ...], Structure, int]:
+        """(ranking, structure, index) of the best of the candidates at `indices` under one structure."""
+        space, rows = self.space, self.rows[indices]
+        counts, peak = space.shared.counts(structure, rows), self.peak[indices]
+        cost = evaluate(space.problem, space.accelerator, structure, self.columns.take(indices), counts, peak)
+        order = _objectives(space.objective, cost.latency_cycles, cost.energy_pj, cost.offchip_bytes)
+        order += [space.visited[rows], peak]
+        best = _first(order)
+        return tuple(float(key[best]) for key in order), structure, int(indices[best])
 
 
-def _best_of_family(
-    problem: AttentionProblem, accelerator: Accelerator, strategy: str, family: Family, objective: Objective
-) -> tuple[Choice | None, int, int]:
-    """(best mapping, mappings enumerated, mappings that fit) of one family."""
+def _objectives(objective: Objective, latency: Any, energy: Any, offchip: Any) -> list[Any]:
+    """What is compared, in order: the objective, then the others."""
+    keys = {"latency": latency, "energy": energy, "edp": latency * energy, "offchip": offchip}
+    return [keys[objective], *(keys[other] for other in OBJECTIVES if other != objective)]
+
+
+def _first(keys: Sequence[Any]) -> int:
+    """The index of the first of the rows by several keys in turn, the earliest of equals."""
     import numpy as np
 
-    column = columns(problem, accelerator, strategy, family)
-    covered = column.size
-    fits = _footprints(problem, family, column) <= accelerator.buffer.capacity_bytes
-    column = column.take(np.flatnonzero(fits))
-    if not column.size:
-        return None, covered, 0
-    best: Choice | None = None
-    for structure, part in _with_array_use(problem, accelerator, family, column):
-        cost = evaluate(problem, accelerator, structure, part)
-        index, ranking = _rank(cost, _tiles_visited(problem, part), objective)
-        if best is None or ranking < best.ranking:
-            mapping = mapping_at(problem, structure, part, index)
-            best = Choice(mapping, strategy, 0, 0, ranking)
-    return best, covered, column.size
+    rows = np.flatnonzero(keys[0] == keys[0].min())
+    for key in keys[1:]:
+        at = key[rows]
+        rows = rows[at == at.min()]
+    return int(rows[0])
+
+
+def _may_rank_before(bounds: list[Any], ranking: tuple[float, ...]) -> Any:
+    """Which rows of lower bounds do not rank behind a ranking: no number of theirs lies below its bound, so neither
+    does the ranking that they make."""
+    before: Any = False
+    equal: Any = True
+    for bound, number in zip(bounds, ranking, strict=False):
+        before = before | (equal & (bound < number))
+        equal = equal & (bound == number)
+    return before | equal
+
+
+def _largest(arrays: Iterable[Any]) -> Any:
+    """The largest of several numbers, row by row."""
+    import numpy as np
+
+    return reduce(np.maximum, arrays)
 
 
 def _tiles_visited(problem: AttentionProblem, column: Columns) -> Any:
@@ -174,51 +301,3 @@ def _tiles_visited(problem: AttentionProblem, column: Columns) -> Any:
     heads = ceil_divide(problem.batch, column.batch) * ceil_divide(problem.kv_heads, column.kv_head)
     rows = heads * ceil_divide(problem.group, column.group) * ceil_divide(problem.queries, column.query)
     return rows * ceil_divide(problem.keys, column.key)
-
-
-def _rank(cost: ClosedForm, tiles: Any, objective: Objective) -> tuple[int, tuple[float, ...]]:
-    """Index and ranking of the best of a column: the objectives in order, then fewer tiles, then less on chip."""
-    import numpy as np
-
-    latency, energy = np.asarray(cost.latency_cycles), np.asarray(cost.energy_pj)
-    keys = {"latency": latency, "energy": energy, "edp": latency * energy, "offchip": np.asarray(cost.offchip_bytes)}
-    order = [keys[objective], *(keys[other] for other in OBJECTIVES if other != objective)]
-    order += [np.asarray(tiles), np.asarray(cost.peak_buffer_bytes)]
-    index = int(np.lexsort(order[::-1])[0])
-    return index, tuple(float(key[index]) for key in order)
-
-
-def _with_array_use(
-    problem: AttentionProblem, accelerator: Accelerator, family: Family, column: Columns
-) -> Iterator[tuple[Structure, Columns]]:
-    """A column with every use of the array: any stationarity for each product, its fold as large as it can be."""
-    stationarities = accelerator.array.stationarities
-    logits = stationarities if problem.has("logit") else stationarities[:1]
-    attends = stationarities if problem.has("attend") else stationarities[:1]
-    for logit, attend in product(logits, attends):
-        folds = _folds(problem, accelerator, column, "logit", logit) | _folds(
-            problem, accelerator, column, "attend", attend
-        )
-        yield _structure(family, logit, attend), replace(column, **folds)
-
-
-def _folds(
-    problem: AttentionProblem, accelerator: Accelerator, column: Columns, name: str, stationarity: str
-) -> dict[str, Any]:
-    """The largest folds of one product that the machine permits and the tile has pieces for."""
-    import numpy as np
-
-    if not problem.has(name):
-        return {}
-    array = accelerator.array
-    batch, rows = column.batch * column.kv_head, column.group * column.query
-    if name == "logit":
-        tile = MatmulTile(batch, rows, column.key, rows * 0 + problem.d_qk)
-    else:
-        tile = MatmulTile(batch, rows, rows * 0 + problem.d_v, column.key)
-    p, q, _ = spatial_extents(stationarity, tile)
-    most_rows, most_columns = fold_limits(array, stationarity, p, q)
-    pieces = batch * ceil_divide(p, array.rows) * ceil_divide(q, array.columns)
-    fold_columns = np.minimum(most_columns, pieces)
-    fold_rows = np.minimum(most_rows, ceil_divide(pieces, fold_columns))
-    return {f"{name}_fold_rows": fold_rows, f"{name}_fold_columns": fold_columns}

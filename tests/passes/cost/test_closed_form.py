@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import fields
+from dataclasses import fields, replace
 from fractions import Fraction
 from typing import Any
 
@@ -11,9 +11,20 @@ import pytest
 
 from flatc.accelerators import load
 from flatc.dialects.mapping import ArrayUse, Keep, Mapping, Softmax, Stages, Tiles
-from flatc.passes.cost.closed_form import columns_of, evaluate_mapping, mapping_at, structure_of
+from flatc.dialects.masks import Causal
+from flatc.passes.cost.closed_form import (
+    SharedCounts,
+    Structure,
+    columns_of,
+    evaluate,
+    evaluate_mapping,
+    mapping_at,
+    peak_buffer_bytes,
+    structure_of,
+)
 from flatc.passes.cost.primitive_costs import Work
 from flatc.passes.kernels.schedule_problem import kernel_attention
+from flatc.passes.mapping.map_space import columns, families, tiles
 from flatc.passes.simulation.simulator import simulate_kernel
 from tests.support import Case, Shape, attention, random_case, schedule
 
@@ -88,3 +99,25 @@ def test_columns_hold_mappings_and_give_them_back():
     columns = columns_of(case.mapping)
     assert columns.size == 1
     assert mapping_at(case.problem, structure_of(case.mapping), columns, 0) == case.mapping
+
+
+def test_shared_counts_are_those_of_each_mapping_alone():
+    """A whole space priced from what its tiles share, against its mappings one by one."""
+    stages = ("logit", "mask", "softmax", "attend")
+    problem = replace(random_case(random.Random(7)).problem, stages=stages, queries=7, keys=10, mask=Causal(2))
+    accelerator = load("edge")
+    space = tiles(problem, accelerator, "auto")
+    one = space.query * 0 + 1
+    shared = SharedCounts(problem, accelerator, space, lambda product, stationarity: (one, one))
+    for family in families(problem, "auto"):
+        for uses in (("output", "weight"), ("input", "output")):
+            structure = Structure(family.algorithm, family.divide, family.k_level, family.v_level, *uses)
+            column = columns(space, family)
+            peak = peak_buffer_bytes(problem, structure, column, shared.geometry)
+            together = evaluate(problem, accelerator, structure, column, shared.counts(structure), peak)
+            for i in random.Random(1).sample(range(space.size), 5):
+                alone = evaluate_mapping(problem, accelerator, mapping_at(problem, structure, column, i))
+                assert together.latency_cycles[i] == only(alone.latency_cycles)
+                assert together.energy_pj[i] == only(alone.energy_pj)
+                assert together.offchip_bytes[i] == only(alone.offchip_bytes)
+                assert together.peak_buffer_bytes[i] == only(alone.peak_buffer_bytes)

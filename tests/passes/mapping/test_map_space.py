@@ -20,6 +20,7 @@ from flatc.passes.mapping.map_space import (
     head_tiles,
     pipelinings,
     tile_sizes,
+    tiles,
 )
 from tests.support import UNFUSED, Shape, attention, fused
 
@@ -89,7 +90,7 @@ def test_head_tiles_divide_and_grow_from_the_inside(strategy: str):
 def test_flats_granularities_are_corners(strategy: str, tile: tuple[int, int, int]):
     assert head_tiles(problem(), strategy) == [tile]
     (family, *_) = families(problem(), strategy)
-    column = columns(problem(), EDGE, strategy, family)
+    column = columns(tiles(problem(), EDGE, strategy), family)
     whole = set(column.query.tolist()) == {100}
     assert whole if strategy != "flat-r" else {1, 100} < set(column.query.tolist())
 
@@ -135,9 +136,9 @@ def test_kernels_of_one_operator_have_only_what_they_need():
 def test_a_column_is_every_combination_once():
     p = problem(Shape(batch=2, heads=2, kv_heads=1, queries=3, keys=5))
     (family, *_) = families(p, "auto")
-    column = columns(p, EDGE, "auto", family)
-    tiles = zip(column.batch, column.kv_head, column.group, column.query, column.key, strict=True)
-    assert [tuple(map(int, tile)) for tile in tiles] == [
+    column = columns(tiles(p, EDGE, "auto"), family)
+    found = zip(column.batch, column.kv_head, column.group, column.query, column.key, strict=True)
+    assert [tuple(map(int, tile)) for tile in found] == [
         (*heads, query, key)
         for heads in [(1, 1, 1), (1, 1, 2), (2, 1, 2)]
         for query in (1, 2, 3)

@@ -21,7 +21,7 @@ from flatc.passes.cost.closed_form import Structure, evaluate_mapping, mapping_a
 from flatc.passes.cost.primitive_costs import fold_limits, spatial_extents
 from flatc.passes.kernels.problem import AttentionProblem, match_kernel
 from flatc.passes.mapping.legal_mapping import check_mapping, product_tile
-from flatc.passes.mapping.map_space import columns, families
+from flatc.passes.mapping.map_space import columns, families, tiles
 from flatc.passes.mapping.search import OBJECTIVES, Objective, find_mapping, find_mappings
 from flatc.passes.simulation.simulator import peak_buffer_bytes
 from tests.support import UNFUSED, Shape, attention, fused, schedule
@@ -90,7 +90,7 @@ def mappings(problem: AttentionProblem, accelerator: Accelerator, strategy: str)
     for part in ("flat-m", "flat-b", "flat-h", "flat-r") if strategy == "flat" else (strategy,):
         for family in families(problem, part):
             structure = Structure(family.algorithm, family.divide, family.k_level, family.v_level, "output", "output")
-            column = columns(problem, accelerator, part, family)
+            column = columns(tiles(problem, accelerator, part), family)
             yield from (mapping_at(problem, structure, column, i) for i in range(column.size))
 
 

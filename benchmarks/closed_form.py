@@ -1,0 +1,113 @@
+"""How long the closed form takes: for one mapping, and for a million of them.
+
+    python benchmarks/closed_form.py [rounds]
+
+The goals are a millisecond for one and a second or two for a million. `alone` prices every mapping from nothing, `in
+a space` prices whole families that share what their tiles add up to, which is what a search does. Times are processor
+time, the best of several rounds.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from itertools import product
+
+from flatc.accelerators import load
+from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.masks import Causal
+from flatc.passes.cost.closed_form import (
+    SharedCounts,
+    Structure,
+    evaluate,
+    evaluate_mapping,
+    mapping_at,
+    peak_buffer_bytes,
+)
+from flatc.passes.kernels.problem import AttentionProblem
+from flatc.passes.mapping.map_space import columns, families, tiles
+
+MILLION = 1_000_000
+
+
+def attention(tokens: int, *, causal: bool = False) -> AttentionProblem:
+    """BERT-base attention in bf16 with a softmax in f32."""
+    mask = Causal(0) if causal else None
+    stages = ("logit", *(["mask"] if causal else []), "softmax", "attend")
+    sizes = {"batch": 64, "kv_heads": 12, "group": 1, "queries": tokens, "keys": tokens, "d_qk": 64, "d_v": 64}
+    words = {"q_bytes": 2, "k_bytes": 2, "v_bytes": 2, "score_bytes": 4, "probability_bytes": 2, "output_bytes": 2}
+    return AttentionProblem(
+        stages, **sizes, **words, accumulator_bytes=4, converts_probabilities=True, converts_output=True, mask=mask
+    )
+
+
+def structures(problem: AttentionProblem, accelerator: Accelerator, algorithm: str) -> list[Structure]:
+    """Everything about a mapping that is not a number, for one softmax algorithm."""
+    uses = list(product(accelerator.array.stationarities, repeat=2))
+    found = [f for f in families(problem, "auto") if f.algorithm == algorithm]
+    return [Structure(f.algorithm, f.divide, f.k_level, f.v_level, *use) for f in found for use in uses]
+
+
+def a_million_alone(problem: AttentionProblem, accelerator: Accelerator) -> int:
+    """Prices whole columns, each from nothing."""
+    (family, *_) = families(problem, "auto")
+    column = columns(tiles(problem, accelerator, "auto"), family)
+    priced = 0
+    while priced < MILLION:
+        for structure in structures(problem, accelerator, family.algorithm):
+            evaluate(problem, accelerator, structure, column)
+            priced += column.size
+    return priced
+
+
+def a_million_in_a_space(problem: AttentionProblem, accelerator: Accelerator) -> int:
+    """Prices the families of one space until there are a million."""
+    space = tiles(problem, accelerator, "auto")
+    shared = SharedCounts(problem, accelerator, space, lambda *_: (space.query * 0 + 1,) * 2)
+    priced = 0
+    while priced < MILLION:
+        for family in families(problem, "auto"):
+            column = columns(space, family)
+            for structure in structures(problem, accelerator, family.algorithm):
+                peak = peak_buffer_bytes(problem, structure, column, shared.geometry)
+                evaluate(problem, accelerator, structure, column, shared.counts(structure), peak)
+                priced += column.size
+    return priced
+
+
+def best_seconds(work: Callable[[], int], rounds: int) -> float:
+    """Least processor time of one unit of what `work` counts."""
+    best = float("inf")
+    for _ in range(rounds):
+        before = time.process_time()
+        done = work()
+        best = min(best, (time.process_time() - before) / done)
+    return best
+
+
+def main(rounds: int = 3) -> None:
+    """Prints a line for each problem."""
+    print(f"{'attention':24}{'machine':9}{'one mapping':>14}{'a million alone':>18}{'a million in a space':>23}")
+    for tokens, causal in product((512, 1 << 16), (False, True)):
+        problem = attention(tokens, causal=causal)
+        for name in ("edge", "cloud"):
+            machine = load(name)
+            (family, *_) = families(problem, "auto")
+            (structure, *_) = structures(problem, machine, family.algorithm)
+            column = columns(tiles(problem, machine, "auto"), family)
+            mapping = mapping_at(problem, structure, column, column.size // 2)
+
+            def one(problem: AttentionProblem = problem, mapping=mapping, machine: Accelerator = machine) -> int:
+                evaluate_mapping(problem, machine, mapping)
+                return 1
+
+            single = best_seconds(one, 20 * rounds)
+            alone = best_seconds(lambda p=problem, m=machine: a_million_alone(p, m), rounds) * MILLION
+            shared = best_seconds(lambda p=problem, m=machine: a_million_in_a_space(p, m), rounds) * MILLION
+            label = f"{tokens}, causal" if causal else f"{tokens}"
+            print(f"{label:24}{name:9}{single * 1e3:11.2f} ms{alone:16.2f} s{shared:21.2f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
