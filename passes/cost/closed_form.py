@@ -186,7 +186,7 @@ class Counts:
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(
-            Work(*(_sum(getattr(self.work, f.name), getattr(other.work, f.name)) for f in fields(Work))),
+            Work(**_sums(vars(self.work), vars(other.work))),
             _sums(self.product, other.product),
             _sums(self.skew, other.skew),
             _sums(self.awaited_skew, other.awaited_skew),
@@ -525,6 +525,8 @@ class _Counter:
         tiles: Any = None,
     ) -> None:
         """Adds `times` operations over tiles of rows x width; `tiles` of them share the row work, if given."""
+        if not times.any():
+            return
         unit, work = self.accelerator.vector, VECTOR_WORK[kind]
         if converts and "cast" not in work.per_element:
             work = VectorWork((*work.per_element, "cast"), work.per_row)

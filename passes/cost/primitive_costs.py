@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flatc.dialects.accelerator import Accelerator, Array, VectorUnit
@@ -244,10 +244,11 @@ class Work:
     buffer_write_bytes: Count = 0
 
     def __add__(self, other: Work) -> Work:
-        return Work(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Work)))
+        added = vars(other)
+        return Work(**{name: count + added[name] for name, count in vars(self).items()})
 
     def __mul__(self, times: Count) -> Work:
-        return Work(*(getattr(self, f.name) * times for f in fields(Work)))
+        return Work(**{name: count * times for name, count in vars(self).items()})
 
 
 def energy_pj(accelerator: Accelerator, work: Work) -> dict[str, Any]:
