@@ -145,6 +145,10 @@ class MaskAttr(Data[Mask]):
             printer.print_string(str(self.data))
 
 
+def _is_integer(value: SSAValue) -> bool:
+    return isinstance(element_type_of(value), IntegerType)
+
+
 def _scores(what: str, value: SSAValue) -> None:
     """Scores must be able to hold minus infinity."""
     if not isinstance(element_type_of(value), Float64Type | Float32Type | Float16Type | BFloat16Type):
@@ -158,7 +162,8 @@ class LogitOp(AttnOp):
         %s = attn.logit %q, %k scale 0.125 accumulate f32
                : (tensor<1x8x7x64xbf16>, tensor<1x2x9x64xbf16>) -> tensor<1x8x7x9xf32>
 
-    The scale is applied to the accumulated sum, before it is rounded to the type of the scores.
+    The scale is applied to the accumulated sum, before it is rounded to the type of the scores. Products of integers
+    may accumulate in i32.
     """
 
     name = "attn.logit"
@@ -185,7 +190,8 @@ class LogitOp(AttnOp):
     @override
     def check(self) -> None:
         require_finite("the scale", self.scale)
-        require_float("the accumulator", self.accumulator)
+        if self.accumulator != i32 or any(not _is_integer(value) for value in (self.q, self.k)):
+            require_float("the accumulator", self.accumulator)
         _scores("scores", self.scores)
 
 

@@ -299,6 +299,16 @@ def intervals(mask: Mask) -> tuple[KeyInterval, ...]:
     return tuple(found)
 
 
+def shows_all(mask: Mask, queries: int, keys: int) -> bool:
+    """Whether one range of `intervals` holds every key of every row, as in decode: the last row sees all it may.
+
+    >>> shows_all(Causal(8), queries=1, keys=9), shows_all(Causal(8), queries=2, keys=9)
+    (True, False)
+    """
+    first, last = {"q": 0}, {"q": queries - 1}
+    return any(part.lo.evaluate(last) <= 0 and part.hi.evaluate(first) >= keys for part in intervals(mask))
+
+
 @dataclass(frozen=True)
 class _Edge:
     """`size * ((slope * q + offset) // size) + constant`, where the slope is 0 or 1."""

@@ -171,19 +171,25 @@ class ScheduleOp(IRDLOperation):
     spatial.schedule @double inputs ["x"] (%x: !spatial.tensor<4xf32>) outputs ["x"] {
       spatial.return %x
     }
+
+    `@llama phase "decode" inputs ...` says which phase of its graph it was compiled for.
     """
 
     name = "spatial.schedule"
     sym_name = prop_def(SymbolNameConstraint())
+    phase = opt_prop_def(StringAttr)
     input_names = prop_def(ArrayAttr[StringAttr])
     output_names = prop_def(ArrayAttr[StringAttr])
     body = region_def("single_block")
     traits = lazy_traits_def(lambda: (SymbolOpInterface(), SingleBlockImplicitTerminator(ReturnOp)))
 
-    def __init__(self, name: str, inputs: Sequence[str], outputs: Sequence[str], body: Region):
+    def __init__(
+        self, name: str, inputs: Sequence[str], outputs: Sequence[str], body: Region, phase: str | None = None
+    ):
         super().__init__(
             properties={
                 "sym_name": StringAttr(name),
+                "phase": None if phase is None else StringAttr(phase),
                 "input_names": ArrayAttr([StringAttr(n) for n in inputs]),
                 "output_names": ArrayAttr([StringAttr(n) for n in outputs]),
             },
@@ -209,12 +215,13 @@ class ScheduleOp(IRDLOperation):
     @override
     def parse(cls, parser: Parser) -> Self:
         name = parser.parse_symbol_name().data
+        phase = parser.parse_str_literal() if parser.parse_optional_keyword("phase") else None
         parser.parse_keyword("inputs")
         inputs = _parse_names(parser)
         arguments = parser.parse_comma_separated_list(parser.Delimiter.PAREN, parser.parse_argument)
         parser.parse_keyword("outputs")
         outputs = _parse_names(parser)
-        op = cls(name, inputs, outputs, parser.parse_region(arguments))
+        op = cls(name, inputs, outputs, parser.parse_region(arguments), phase)
         if not isinstance(op.body.block.last_op, ReturnOp):
             op.body.block.add_op(ReturnOp([]))
         return op
@@ -223,6 +230,9 @@ class ScheduleOp(IRDLOperation):
     def print(self, printer: Printer) -> None:
         printer.print_string(" ")
         printer.print_symbol_name(self.sym_name.data)
+        if self.phase is not None:
+            printer.print_string(" phase ")
+            printer.print_string_literal(self.phase.data)
         printer.print_string(" inputs ")
         printer.print_attribute(self.input_names)
         printer.print_string(" (")

@@ -12,8 +12,9 @@ Each function of the format is a method of `Graph`; masks and biases are small v
     >>> module = g.module()
 
 Sizes that do not fit raise `FlatcError` at once, with the position that was passed as `at`. Element
-types: the graph has a storage type (`dtype`) and a type for scores and accumulators (`softmax`);
-probabilities return to the storage type, since that is what an array is fed with.
+types: the graph has a storage type (`dtype`), a type for scores (`softmax`) and one for accumulators (`accumulate`,
+as scores unless given). Probabilities and outputs return to the wider of the storage types of q and v: q may be bf16
+beside keys and values in fp8. Products of integers accumulate in i32.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from xdsl.dialects.builtin import (
     AnyFloat,
@@ -29,6 +30,7 @@ from xdsl.dialects.builtin import (
     BFloat16Type,
     DictionaryAttr,
     Float8E4M3FNType,
+    Float8E5M2Type,
     Float16Type,
     Float32Type,
     Float64Type,
@@ -56,11 +58,42 @@ DTYPES: dict[str, Attribute] = {
     "f16": Float16Type(),
     "bf16": BFloat16Type(),
     "f8E4M3FN": Float8E4M3FNType(),
+    "f8E5M2": Float8E5M2Type(),
     "i8": IntegerType(8),
     "i32": IntegerType(32),
     "bool": IntegerType(1),
 }
 """The element types by name."""
+
+_SPELT_ELSEWHERE = {
+    "fp8": "f8E4M3FN or f8E5M2",
+    "f8": "f8E4M3FN or f8E5M2",
+    "e4m3": "f8E4M3FN",
+    "fp8_e4m3": "f8E4M3FN",
+    "float8_e4m3fn": "f8E4M3FN",
+    "e5m2": "f8E5M2",
+    "fp8_e5m2": "f8E5M2",
+    "float8_e5m2": "f8E5M2",
+    "int8": "i8",
+    "int32": "i32",
+    "float16": "f16",
+    "fp16": "f16",
+    "half": "f16",
+    "bfloat16": "bf16",
+    "float32": "f32",
+    "fp32": "f32",
+    "float": "f32",
+    "i1": "bool",
+}
+
+
+def dtype_help(word: str) -> str:
+    """What to write instead of a word that is no element type."""
+    known = _SPELT_ELSEWHERE.get(word.lower())
+    if known is not None:
+        return f"write {known}"
+    return did_you_mean(word, DTYPES) or f"the types are {', '.join(DTYPES)}"
+
 
 _DTYPE_NAMES = {element: name for name, element in DTYPES.items()}
 _COMPUTE_DTYPES = ("f64", "f32", "f16", "bf16")
@@ -79,8 +112,7 @@ def _guard(at: Position | None, rule: Callable[[], T]) -> T:
 
 def _element_type(dtype: str, at: Position | None) -> Attribute:
     if dtype not in DTYPES:
-        suggestion = did_you_mean(dtype, DTYPES) or f"the types are {', '.join(DTYPES)}"
-        raise FlatcError(f"unknown element type '{dtype}'", position=at, help=suggestion)
+        raise FlatcError(f"unknown element type '{dtype}'", position=at, help=dtype_help(dtype))
     return DTYPES[dtype]
 
 
@@ -278,13 +310,16 @@ class Graph:
         *,
         dtype: str = "f32",
         softmax: str | None = None,
+        accumulate: str | None = None,
         dims: Mapping[str, int] | None = None,
+        phase: str | None = None,
         at: Position | None = None,
     ):
         self.name = name
         self.dtype = dtype
         self.softmax = softmax or ("f64" if dtype == "f64" else "f32")
-        self.dims = dict(dims or {})
+        self.accumulate = accumulate or self.softmax
+        self.dims, self.phase = dict(dims or {}), phase
         self.at = at
         self._block = Block()
         self._module: ModuleOp | None = None
@@ -292,12 +327,15 @@ class Graph:
         self._outputs: dict[str, Tensor] = {}
         _element_type(dtype, at)
         _element_type(self.softmax, at)
-        if self.softmax not in _COMPUTE_DTYPES:
-            raise FlatcError(
-                f"scores cannot be computed in {self.softmax}",
-                position=at,
-                help=f"the types for softmax are {', '.join(_COMPUTE_DTYPES)}",
-            )
+        _element_type(self.accumulate, at)
+        for what, role, word in (
+            ("scores cannot be computed", "softmax", self.softmax),
+            ("products cannot accumulate", "accumulate", self.accumulate),
+        ):
+            if word not in _COMPUTE_DTYPES:
+                raise FlatcError(
+                    f"{what} in {word}", position=at, help=f"the types for {role} are {', '.join(_COMPUTE_DTYPES)}"
+                )
 
     # Declarations
 
@@ -352,6 +390,8 @@ class Graph:
         function.attributes["flat.dims"] = DictionaryAttr(
             {name: IntegerAttr(size, i64) for name, size in self.dims.items()}
         )
+        if self.phase is not None:
+            function.attributes["flat.phase"] = StringAttr(self.phase)
         if self.at:
             function.location = self.at.to_location()
         module = ModuleOp([function])
@@ -384,25 +424,29 @@ class Graph:
             scores = self._emit(term(scores, offset), at).value
         if mask is not None:
             scores = self._mask(scores, as_mask(mask), offset, at)
-        stored = v.dtype if self._is_float(v) else self.softmax
+        stored = self._wider(q, v)
         p = self._emit(
             attn.SoftmaxOp(scores, self._type((*shape[:3], k.shape[2]), stored), sink.value if sink else None),
             at,
         )
-        return self.attend(p, v, at=at)
+        return self._attend(p, v, stored, at)
 
     def logit(self, q: Tensor, k: Tensor, *, scale: float | None = None, at: Position | None = None) -> Tensor:
         """The scores alone: scale * q . k^T, in the softmax type."""
         shape = _guard(at, lambda: shapes.logit(q.shape, k.shape))
         factor = 1 / math.sqrt(q.shape[3]) if scale is None else scale
         result = self._type(shape, self.softmax)
-        return self._emit(attn.LogitOp(q.value, k.value, factor, DTYPES[self.softmax], result), at)
+        whole = not (self._is_float(q) or self._is_float(k))
+        accumulator = DTYPES["i32" if whole else self.accumulate]
+        return self._emit(attn.LogitOp(q.value, k.value, factor, accumulator, result), at)
 
     def attend(self, p: Tensor, v: Tensor, *, at: Position | None = None) -> Tensor:
         """Probabilities times values, in the storage type."""
+        return self._attend(p, v, v.dtype if self._is_float(v) else self._storage(), at)
+
+    def _attend(self, p: Tensor, v: Tensor, stored: str, at: Position | None) -> Tensor:
         shape = _guard(at, lambda: shapes.attend(p.shape, v.shape))
-        stored = v.dtype if self._is_float(v) else self._storage()
-        return self._emit(attn.AttendOp(p.value, v.value, DTYPES[self.softmax], self._type(shape, stored)), at)
+        return self._emit(attn.AttendOp(p.value, v.value, DTYPES[self.accumulate], self._type(shape, stored)), at)
 
     def _mask(self, scores: SSAValue, mask: MaskExpr, offset: int, at: Position | None) -> SSAValue:
         symbolic = mask.resolve(offset) if mask.resolve else None
@@ -422,7 +466,7 @@ class Graph:
         shape = _guard(at, lambda: shapes.linear(x.shape, w.shape))
         stored = next((t.dtype for t in (x, w) if self._is_float(t)), self._storage())
         result = self._type(shape, stored)
-        op = attn.LinearOp(x.value, w.value, DTYPES[self.softmax], result, bias.value if bias else None)
+        op = attn.LinearOp(x.value, w.value, DTYPES[self.accumulate], result, bias.value if bias else None)
         return self._emit(op, at)
 
     def add(self, left: Tensor, right: Tensor, *, at: Position | None = None) -> Tensor:
@@ -598,6 +642,11 @@ class Graph:
 
     def _is_float(self, tensor: Tensor) -> bool:
         return isinstance(DTYPES[tensor.dtype], AnyFloat)
+
+    def _wider(self, q: Tensor, v: Tensor) -> str:
+        """The wider of two storage types, the first of equals; integers hold no probabilities."""
+        floats = [tensor.dtype for tensor in (q, v) if self._is_float(tensor)]
+        return max(floats, key=lambda word: cast(AnyFloat, DTYPES[word]).bitwidth, default=self._storage())
 
     def _storage(self) -> str:
         return self.dtype if isinstance(DTYPES[self.dtype], AnyFloat) else self.softmax

@@ -273,7 +273,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     compilation = _compiled(arguments, "never")
     result = compilation.run(seed=arguments.seed)
     report = compilation.report
-    print(f"{report.graph} on {report.accelerator.name}, strategy {report.strategy}, seed {arguments.seed}")
+    print(f"{report.title} on {report.accelerator.name}, strategy {report.strategy}, seed {arguments.seed}")
     for name, output in result.outputs.items():
         print(f"  {name}: {output.dtype}[{', '.join(map(str, output.shape))}]")
     for name, (read, written) in result.offchip_bytes.items():

@@ -97,7 +97,14 @@ class _Lowering:
                     help="run fuse-attention and fuse-layers before",
                 )
         inputs = [self._input_name(i) for i in range(len(self.block.args))]
-        return ScheduleOp(self.function.sym_name.data, inputs, self._output_names(), Region(self.block))
+        phase = self.function.attributes.get("flat.phase")
+        return ScheduleOp(
+            self.function.sym_name.data,
+            inputs,
+            self._output_names(),
+            Region(self.block),
+            phase.data if isinstance(phase, StringAttr) else None,
+        )
 
     def _input_name(self, index: int) -> str:
         arguments = self.function.arg_attrs

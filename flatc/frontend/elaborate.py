@@ -15,7 +15,7 @@ from functools import partial
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import BlockArgument
 
-from flatc.builder import DTYPES, Graph, Tensor
+from flatc.builder import DTYPES, Graph, Tensor, dtype_help
 from flatc.dialects.diagnostics import FlatcError, did_you_mean
 from flatc.frontend.dims import DimTable, resolve
 from flatc.frontend.expressions import Expressions, Value, reposition
@@ -34,6 +34,9 @@ from flatc.frontend.syntax import (
     Statement,
     names_in,
 )
+
+TYPE_ROLES = ("softmax", "accumulate")
+"""What a `dtype` statement may give a type of its own."""
 
 
 def elaborate(source: Source, bindings: Mapping[str, int], phase: str | None) -> ModuleOp:
@@ -78,15 +81,23 @@ def _first_name(statement: Statement) -> Name:
 
 
 def _graph(source: Source, header: GraphHeader, statements: Sequence[Statement], table: DimTable) -> Graph:
-    """An empty graph with the storage and softmax types of the `dtype` statement."""
+    """An empty graph with the types of the `dtype` statement."""
     dtypes = [s for s in statements if isinstance(s, Dtype)]
     if len(dtypes) > 1:
         raise source.error("the types are already set", dtypes[1].storage.at, help="keep one dtype statement")
     words = _roles(source, dtypes[0]) if dtypes else {}
-    with reposition(source, words["softmax"].at if "softmax" in words else header.name.at):
+    with reposition(source, next((words[r].at for r in TYPE_ROLES[::-1] if r in words), header.name.at)):
         storage = words["dtype"].text if "dtype" in words else "f32"
         softmax = words["softmax"].text if "softmax" in words else None
-        graph = Graph(header.name.text, dtype=storage, softmax=softmax, dims=table.values)
+        accumulate = words["accumulate"].text if "accumulate" in words else None
+        graph = Graph(
+            header.name.text,
+            dtype=storage,
+            softmax=softmax,
+            accumulate=accumulate,
+            dims=table.values,
+            phase=table.phase,
+        )
     graph.at = header.name.at
     return graph
 
@@ -94,14 +105,14 @@ def _graph(source: Source, header: GraphHeader, statements: Sequence[Statement],
 def _roles(source: Source, statement: Dtype) -> dict[str, Name]:
     words = {"dtype": check_type(source, statement.storage)}
     for role, word in statement.roles:
-        if role.text != "softmax":
+        if role.text not in TYPE_ROLES:
             raise source.error(
                 f"unknown role '{role.text}' of a type",
                 role.at,
-                help=did_you_mean(role.text, ["softmax"]) or "write 'dtype bf16, softmax f32'",
+                help=did_you_mean(role.text, TYPE_ROLES) or "write 'dtype bf16, softmax f32, accumulate f32'",
             )
         if role.text in words:
-            raise source.error("the softmax type is already set", role.at)
+            raise source.error(f"the {role.text} type is already set", role.at)
         words[role.text] = check_type(source, word)
     return words
 
@@ -110,8 +121,7 @@ def check_type(source: Source, word: Name) -> Name:
     """The word itself, if it names an element type."""
     if word.text in DTYPES:
         return word
-    help = did_you_mean(word.text, DTYPES) or f"the types are {', '.join(DTYPES)}"
-    raise source.error(f"unknown type '{word.text}'", word.at, help=help)
+    raise source.error(f"unknown type '{word.text}'", word.at, help=dtype_help(word.text))
 
 
 class _Elaborator:

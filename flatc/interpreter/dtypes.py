@@ -24,6 +24,7 @@ from xdsl.dialects.builtin import (
     AnyFloat,
     BFloat16Type,
     Float8E4M3FNType,
+    Float8E5M2Type,
     Float16Type,
     Float32Type,
     Float64Type,
@@ -39,6 +40,7 @@ _NUMPY: dict[Attribute, np.dtype[Any]] = {
     Float16Type(): np.dtype(np.float16),
     BFloat16Type(): np.dtype(ml_dtypes.bfloat16),
     Float8E4M3FNType(): np.dtype(ml_dtypes.float8_e4m3fn),
+    Float8E5M2Type(): np.dtype(ml_dtypes.float8_e5m2),
     IntegerType(1): np.dtype(np.bool_),
     IntegerType(8): np.dtype(np.int8),
     IntegerType(32): np.dtype(np.int32),
@@ -64,8 +66,8 @@ class Precision:
     exact: bool = False
 
     def compute(self, *elements: Attribute) -> np.dtype[Any]:
-        """The type to compute in when these element types take part."""
-        wide = self.exact or Float64Type() in elements
+        """The type to compute in when these element types take part; sums of i32 are exact in float64."""
+        wide = self.exact or Float64Type() in elements or IntegerType(32) in elements
         return np.dtype(np.float64 if wide else np.float32)
 
     def stored(self, element: Attribute) -> np.dtype[Any]:

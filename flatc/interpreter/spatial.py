@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-from xdsl.dialects.builtin import ModuleOp
+from xdsl.dialects.builtin import IntegerType, ModuleOp, i32
 from xdsl.ir import SSAValue
 
 from flatc.dialects.accelerator import AcceleratorAttr
@@ -216,6 +216,8 @@ class _Operands:
     def of(cls, op: TimedOp, precision: Precision) -> _Operands:
         reads, buffers = tuple(op.reads), (*op.reads, *op.writes)
         elements = [cast(BufferType, buffer.type).element_type for buffer in buffers]
+        if isinstance(op, MatmulOp) and all(isinstance(element, IntegerType) for element in elements[: len(reads)]):
+            elements.append(i32)  # what products of integers accumulate in
         return cls(buffers, len(reads), precision.compute(*elements))
 
 

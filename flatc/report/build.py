@@ -40,7 +40,8 @@ def build_report(module: ModuleOp, simulate: Simulate = "auto") -> Report:
     if found is not None:
         tensors = [outside_tensors(schedule, part) for part in found]
         bounds = problem_bounds([part.problem for part in found], accelerator, tensors)
-    return Report(schedule.sym_name.data, accelerator, _strategy(schedule.kernels()), kernels, bounds)
+    phase = schedule.phase.data if schedule.phase is not None else None
+    return Report(schedule.sym_name.data, accelerator, _strategy(schedule.kernels()), kernels, bounds, phase)
 
 
 def _strategy(kernels: Sequence[KernelOp]) -> str:

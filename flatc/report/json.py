@@ -33,6 +33,7 @@ def to_dict(report: Report) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "graph": report.graph,
+        "phase": report.phase,
         "accelerator": report.accelerator.name,
         "strategy": report.strategy,
         "totals": _totals(report),

@@ -144,13 +144,19 @@ class KernelReport:
 
 @dataclass(frozen=True)
 class Report:
-    """One schedule on one accelerator."""
+    """One schedule on one accelerator. `phase` is the phase of its graph, None where the graph has none."""
 
     graph: str
     accelerator: Accelerator
     strategy: str
     kernels: tuple[KernelReport, ...]
     bounds: Bounds | None
+    phase: str | None = None
+
+    @property
+    def title(self) -> str:
+        """The graph, with its phase."""
+        return self.graph if self.phase is None else f"{self.graph} ({self.phase})"
 
     @property
     def latency_cycles(self) -> Fraction:

@@ -41,7 +41,7 @@ def verdict(report: Report) -> str:
 
 def _head(report: Report) -> Iterator[str]:
     took = duration(report.latency_seconds)
-    yield f"{report.graph} on {report.accelerator.name}, strategy {report.strategy}: {took}"
+    yield f"{report.title} on {report.accelerator.name}, strategy {report.strategy}: {took}"
     yield verdict(report)
     yield RULE
 

@@ -21,7 +21,7 @@ from xdsl.ir import Attribute, Operation, SSAValue
 from flatc.dialects.attn import AttendOp, LogitOp, MaskOp, SoftmaxOp
 from flatc.dialects.diagnostics import FlatcError, position_of
 from flatc.dialects.flat import FusedOp
-from flatc.dialects.masks import Mask
+from flatc.dialects.masks import Mask, shows_all
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,10 @@ def _problem(
     score_bytes = element_bytes(scores)
     probability_bytes = element_bytes(softmax.probabilities) if softmax else score_bytes
     output_bytes = element_bytes(attend.output) if attend else probability_bytes
+    symbolic = mask.symbolic.data if mask is not None and mask.symbolic is not None else None
+    others = logit is not None or softmax is not None or attend is not None
+    if symbolic is not None and others and shows_all(symbolic, queries, keys):
+        mask, symbolic = None, None  # as in decode, where the only row sees every key
     present = (("logit", logit), ("mask", mask), ("softmax", softmax), ("attend", attend))
     return AttentionProblem(
         stages=tuple(name for name, op in present if op is not None),
@@ -172,7 +176,7 @@ def _problem(
         output_bytes=output_bytes,
         converts_probabilities=softmax is not None and _element(softmax.probabilities) != _element(scores),
         converts_output=attend is not None and attend.accumulator != _element(attend.output),
-        mask=mask.symbolic.data if mask is not None and mask.symbolic is not None else None,
+        mask=symbolic,
     )
 
 

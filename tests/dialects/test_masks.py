@@ -24,6 +24,7 @@ from flatc.dialects.masks import (
     intervals,
     leaves,
     parse_mask,
+    shows_all,
 )
 
 offsets = st.integers(-20, 20)
@@ -178,3 +179,15 @@ def test_masks_of_real_models_are_representable(mask: Mask, expected: list[tuple
 def test_three_ranges_are_refused() -> None:
     with pytest.raises(FlatcError, match="more than two ranges"):
         intervals(FirstN(1) | Window(2, 0, 10) | Window(2, 0, 30))
+
+
+@settings(deadline=None)
+@given(any_mask, st.integers(1, 12), st.integers(1, 12))
+def test_a_mask_that_shows_all_hides_nothing(mask: Mask, queries: int, keys: int) -> None:
+    try:
+        found = shows_all(mask, queries, keys)
+    except FlatcError:
+        return  # more than two ranges of keys
+    everything = bool(dense(mask, queries, keys).all())
+    assert everything or not found
+    assert found == everything or len(intervals(mask)) > 1

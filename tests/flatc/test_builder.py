@@ -118,6 +118,15 @@ def test_element_types_of_each_stage() -> None:
     assert Graph("x", dtype="f64").softmax == "f64"
 
 
+def test_accumulators_may_differ_from_scores_and_outputs_take_the_wider_type() -> None:
+    g = Graph("types", dtype="f16", softmax="bf16", accumulate="f32")
+    q, k, v = (g.input(n, [1, 1, 3, 8], t) for n, t in (("q", "bf16"), ("k", "f8E5M2"), ("v", "f8E4M3FN")))
+    g.output(g.attention(q, k, v), g.attention(k, k, q), names=["a", "b"])
+    text = str(g.module())
+    assert text.count("accumulate f32") == 4
+    assert text.count("tensor<1x1x3x3xbf16> -> tensor<1x1x3x3xbf16>") == 2  # scores to probabilities
+
+
 def test_layer_functions() -> None:
     g = Graph("layer")
     x, w, b = g.input("x", [2, 3, 8]), g.weight("w", [8, 8]), g.weight("b", [8])

@@ -228,7 +228,23 @@ g.flat:6:8: error: 'causal' is a mask of the language
 g.flat:6:11: error: unknown type 'flaot'
  6 | input u : flaot[B]
    |           ^~~~~
-   = help: the types are f64, f32, f16, bf16, f8E4M3FN, i8, i32, bool""",
+   = help: the types are f64, f32, f16, bf16, f8E4M3FN, f8E5M2, i8, i32, bool""",
+    ),
+    (
+        "input u : fp8[B]",
+        """\
+g.flat:6:11: error: unknown type 'fp8'
+ 6 | input u : fp8[B]
+   |           ^~~
+   = help: write f8E4M3FN or f8E5M2""",
+    ),
+    (
+        "dtype bf16, accumulate i8",
+        """\
+g.flat:6:24: error: products cannot accumulate in i8
+ 6 | dtype bf16, accumulate i8
+   |                        ^~
+   = help: the types for accumulate are f64, f32, f16, bf16""",
     ),
     (
         "input u : [B, Q]",

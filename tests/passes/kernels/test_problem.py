@@ -47,6 +47,15 @@ def test_the_whole_attention():
     assert not problem.has("softcap")
 
 
+def test_a_mask_that_hides_nothing_is_no_part_of_the_problem():
+    """Causal order in decode: the only row sees every key."""
+    decode = Shape(batch=2, heads=6, kv_heads=2, queries=1, keys=7, d_qk=3, d_v=4)
+    (problem,) = problems(attention(decode, causal()))
+    assert (problem.stages, problem.mask) == (("logit", "softmax", "attend"), None)
+    (problem,) = problems(attention(decode, causal(offset=5)))
+    assert (problem.stages, problem.mask) == (("logit", "mask", "softmax", "attend"), Causal(5))
+
+
 def test_each_part_sees_what_it_reads_and_writes():
     """Scores between kernels lie off chip in the softmax type, probabilities in the storage type."""
     logit, softmax, attend = problems(attention(SHAPE, causal(), "bf16", "f32"), UNFUSED)

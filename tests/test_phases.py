@@ -1,0 +1,182 @@
+"""Phases, shared heads and storage types, from the language to the numbers: what decode and chunks cost and give."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, reject, settings
+from hypothesis import strategies as st
+
+import flatc
+from flatc.builder import Graph, causal
+from flatc.compiler import Compilation
+from flatc.dialects.diagnostics import FlatcError
+from flatc.dialects.mapping import ArrayUse, Keep, Mapping, Softmax, Stages, Tiles
+from flatc.interpreter import random_inputs
+from flatc.interpreter.reference import attention
+from flatc.report import to_json, to_text
+from tests.support import Sizes, random_mapping
+
+LLAMA = Path(__file__).resolve().parent.parent / "examples" / "llama3_8b_gqa.flat"
+
+PHASES = {"prefill": (7, 0), "chunked": (5, 8), "decode": (1, 12)}
+"""New tokens and tokens in the cache."""
+
+FLOATS = ("f32", "bf16", "f16", "f8E4M3FN", "f8E5M2")
+USE = ArrayUse("output")
+BYTES = {"f32": 4, "bf16": 2, "f16": 2, "f8E4M3FN": 1, "f8E5M2": 1, "i8": 1}
+
+
+def gqa(
+    heads: int = 8, kv_heads: int = 2, new: int = 1, old: int = 12, q: str = "bf16", k: str = "bf16", v: str = "bf16"
+) -> Graph:
+    """Causal attention of `new` queries over `old + new` keys, each tensor stored as it says."""
+    graph = Graph("gqa", dtype="bf16", softmax="f32")
+    queries = graph.input("q", [2, heads, new, 16], q)
+    keys, values = (graph.input(n, [2, kv_heads, old + new, 16], t) for n, t in (("k", k), ("v", v)))
+    graph.output(graph.attention(queries, keys, values, mask=causal()), names=["a"])
+    return graph
+
+
+def moved(result: Compilation) -> dict[str, tuple[int, int]]:
+    """Bytes read and written by tensor, as the report has them."""
+    tensors = (tensor for kernel in result.report.kernels for tensor in kernel.tensors)
+    return {tensor.name: (tensor.read_bytes, tensor.written_bytes) for tensor in tensors}
+
+
+def once(keys: int) -> Mapping:
+    """Every tensor once off chip: all heads and keys in a tile, one query row at a time."""
+    tiles = Tiles(1, 2, 4, 1, keys, 16, 16)
+    return Mapping(tiles, Keep(2, 2, 2, 1, 2, "kv_head", "kv_head"), USE, USE, Softmax("online"), Stages(0, 0, 0, 0, 1))
+
+
+@cache
+def llama_decode(accelerator: str) -> Compilation:
+    """Decode of Llama-3-8B's attention: 8192 tokens in the cache, and one more."""
+    return flatc.compile(LLAMA, accelerator, phase="decode")
+
+
+# --- Phases ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accelerator", ["edge", "cloud"])
+def test_decode_is_bound_by_the_bytes_of_keys_and_values(accelerator: str):
+    report = llama_decode(accelerator).report
+    keys = 8 * 8193 * 128 * 2
+    traffic = {tensor.name: tensor for tensor in report.kernels[0].tensors}
+    assert [traffic[name].read_bytes for name in ("k", "v")] == [keys, keys]
+    assert [traffic[name].compulsory_bytes for name in ("k", "v")] == [keys, keys]
+    assert report.bounds is not None
+    assert report.bounds.binding == report.binding == "off-chip"
+    assert report.bounds.offchip_cycles >= 2 * keys * report.accelerator.cycles_per_byte_read
+    assert report.latency_cycles < report.bounds.cycles * 1.1
+
+
+def test_the_only_row_of_decode_is_not_masked():
+    """Causal order hides nothing from the newest token, so its scores are as cheap as without a mask."""
+    result = flatc.compile(gqa(), "edge", mapping=once(13))
+    assert "mask" not in str(result.schedule)
+    assert result.run().passed
+
+
+def test_grouped_heads_are_rows_of_the_array():
+    """A query row of each of the heads that share keys: together the rows of one product, so keys are read once."""
+    result = llama_decode("edge")
+    (mapping,) = result.mappings.values()
+    assert (mapping.tiles.group, mapping.tiles.query) == (4, 1)
+
+
+def test_the_phase_is_part_of_schedule_and_report():
+    result = llama_decode("edge")
+    assert result.report.phase == "decode"
+    assert to_text(result.report).startswith("llama3_8b_gqa (decode) on edge")
+    assert '"phase": "decode"' in to_json(result.report)
+    assert 'spatial.schedule @llama3_8b_gqa phase "decode" inputs' in str(result.schedule)
+    assert flatc.compile(gqa(), "edge", mapping=once(13)).report.phase is None
+
+
+# --- Heads and storage types ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4, 8])
+def test_compulsory_bytes_of_keys_and_values_are_divided_by_the_group(kv_heads: int):
+    mapping = replace(once(13), tiles=Tiles(1, 1, 1, 1, 13, 16, 16))
+    graphs = (gqa(kv_heads=n) for n in (8, kv_heads))
+    full, shared = (flatc.compile(graph, "edge", mapping=mapping).report.kernels[0] for graph in graphs)
+    least = {t.name: t.compulsory_bytes or 0 for t in full.tensors}
+    for tensor in shared.tensors:
+        group = 8 // kv_heads if tensor.name in ("k", "v") else 1
+        assert tensor.compulsory_bytes == tensor.read_bytes + tensor.written_bytes == least[tensor.name] // group
+
+
+@pytest.mark.parametrize(
+    ("q", "kv"),
+    [(t, t) for t in FLOATS] + [("bf16", "f8E4M3FN"), ("f16", "f8E5M2"), ("f8E4M3FN", "bf16"), ("f32", "f16")],
+)
+def test_bytes_energy_and_numbers_follow_the_storage_types(q: str, kv: str):
+    result = flatc.compile(gqa(new=3, old=6, q=q, k=kv, v=kv), "edge", mapping=once(9))
+    wider = max((q, kv), key=lambda t: BYTES[t])
+    assert moved(result) == {
+        "q": (2 * 8 * 3 * 16 * BYTES[q], 0),
+        "k": (2 * 2 * 9 * 16 * BYTES[kv], 0),
+        "v": (2 * 2 * 9 * 16 * BYTES[kv], 0),
+        "a": (0, 2 * 8 * 3 * 16 * BYTES[wider]),
+    }
+    offchip = result.report.energy_by_component["off-chip"]
+    assert offchip == result.report.offchip_bytes * result.report.accelerator.offchip.energy_pj_per_byte
+    run = result.run()
+    assert run.passed
+    assert run.offchip_bytes == moved(result)
+
+
+def test_products_of_integers_accumulate_in_i32():
+    """Exactly: a sum of 2048 products of 127 and -128 needs 25 bits."""
+    graph = Graph("whole", dtype="bf16", softmax="f32")
+    q, k = (graph.input(name, [1, 1, 2, 2048], "i8") for name in ("q", "k"))
+    graph.output(graph.logit(q, k, scale=1), names=["s"])
+    module = graph.module()
+    assert "accumulate i32" in str(module)
+    low, high = np.full((1, 1, 2, 2048), -128, np.int8), np.full((1, 1, 2, 2048), 127, np.int8)
+    low[0, 0, 0, 0] = -127
+    run = flatc.compile(module, "edge").run({"q": low, "k": high})
+    assert run.max_abs_error == 1  # -33,292,161 and the f32 beside it: the sum is exact, its rounding to f32 is not
+    assert run.passed
+
+
+# --- Laws -----------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    phase=st.sampled_from(sorted(PHASES)),
+    heads=st.sampled_from([(1, 1), (4, 1), (6, 2), (4, 4)]),
+    types=st.tuples(*[st.sampled_from([*FLOATS, "i8"])] * 3),
+    accelerator=st.sampled_from(["edge", "cloud", "fusemax"]),
+    seed=st.integers(0, 1000),
+)
+def test_three_readings_agree_on_bytes_and_numbers(
+    phase: str, heads: tuple[int, int], types: tuple[str, str, str], accelerator: str, seed: int
+):
+    new, old = PHASES[phase]
+    sizes = Sizes(batch=2, heads=heads[0], kv_heads=heads[1], queries=new, keys=old + new, d_qk=16, d_v=16)
+    mapping = random_mapping(random.Random(seed), sizes)
+    graph = gqa(*heads, new, old, *types).module()
+    try:
+        result = flatc.compile(graph, accelerator, mapping=mapping, simulate="always")
+    except FlatcError as error:
+        if " need" not in error.message:
+            raise
+        reject()  # more slots than the mapping has
+    run = result.run()
+    assert run.passed
+    assert run.offchip_bytes == moved(result)
+    assert moved(result) == moved(flatc.compile(graph, accelerator, mapping=mapping, simulate="never"))
+    keep = np.tri(new, old + new, old, dtype=bool)
+    inputs = random_inputs(result.schedule, 0)
+    expected = attention(inputs["q"], inputs["k"], inputs["v"], keep=keep)
+    np.testing.assert_allclose(run.reference["a"], expected, rtol=1e-9, atol=1e-12)
