@@ -20,7 +20,7 @@ from flatc.dialects.mapping import ArrayUse, Keep, Mapping, Softmax, Stages, Til
 from flatc.interpreter import random_inputs
 from flatc.interpreter.reference import attention
 from flatc.report import to_json, to_text
-from tests.support import Sizes, random_mapping
+from tests.support import Shape, random_mapping
 
 LLAMA = Path(__file__).resolve().parent.parent / "examples" / "llama3_8b_gqa.flat"
 
@@ -163,7 +163,7 @@ def test_three_readings_agree_on_bytes_and_numbers(
     phase: str, heads: tuple[int, int], types: tuple[str, str, str], accelerator: str, seed: int
 ):
     new, old = PHASES[phase]
-    sizes = Sizes(batch=2, heads=heads[0], kv_heads=heads[1], queries=new, keys=old + new, d_qk=16, d_v=16)
+    sizes = Shape(batch=2, heads=heads[0], kv_heads=heads[1], queries=new, keys=old + new, d_qk=16, d_v=16)
     mapping = random_mapping(random.Random(seed), sizes)
     graph = gqa(*heads, new, old, *types).module()
     try:
