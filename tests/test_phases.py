@@ -88,6 +88,7 @@ def test_grouped_heads_are_rows_of_the_array():
     """A query row of each of the heads that share keys: together the rows of one product, so keys are read once."""
     result = llama_decode("edge")
     (mapping,) = result.mappings.values()
+    assert isinstance(mapping, Mapping)
     assert (mapping.tiles.group, mapping.tiles.query) == (4, 1)
 
 
