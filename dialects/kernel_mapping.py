@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
+from flatc.dialects.append_mapping import parse_append_mapping
 from flatc.dialects.mapping import MappingTokens, parse_mapping
 
 
@@ -25,7 +26,9 @@ class KernelMapping(Protocol):
     def __hash__(self) -> int: ...
 
 
-_PARSERS: dict[str, Callable[[MappingTokens], KernelMapping]] = {}
+_PARSERS: dict[str, Callable[[MappingTokens], KernelMapping]] = {
+    "append": parse_append_mapping,
+}
 """How the mapping of a kind is read, by the word that it begins with; an attention's begins with its tiles."""
 
 

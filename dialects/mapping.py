@@ -144,8 +144,8 @@ class Mapping:
             f"tiles({', '.join(f'{d} {getattr(self.tiles, d)}' for d in DIMS)})",
             f"keep(Q x{keep.q_slots}, K x{keep.k_slots} at {keep.k_level}, "
             f"V x{keep.v_slots} at {keep.v_level}, scores x{keep.score_slots}, output x{keep.output_slots})",
-            f"logit({_array_text(self.logit)})",
-            f"attend({_array_text(self.attend)})",
+            f"logit({array_text(self.logit)})",
+            f"attend({array_text(self.attend)})",
             f"softmax({self.softmax.algorithm}, divide {self.softmax.divide})",
             f"stages({', '.join(f'{f.name} {getattr(self.stages, f.name)}' for f in fields(Stages))})",
         ]
@@ -154,24 +154,25 @@ class Mapping:
         return separator.join(parts)
 
 
-def _array_text(use: ArrayUse) -> str:
+def array_text(use: ArrayUse) -> str:
+    """The text of the use of an array, without brackets."""
     return f"{use.stationarity} stationary, fold {use.fold_rows} x {use.fold_columns}"
 
 
 def parse_mapping(tokens: MappingTokens) -> Mapping:
     """Parses what `Mapping.to_text` prints. Errors are raised by the token stream, with its position."""
-    tiles = Tiles(*_named_integers(tokens, "tiles", DIMS, least=1))
+    tiles = Tiles(*parse_named_integers(tokens, "tiles", DIMS, least=1))
     keep = _parse_keep(tokens)
-    logit = _parse_array_use(tokens, "logit")
-    attend = _parse_array_use(tokens, "attend")
+    logit = parse_array_use(tokens, "logit")
+    attend = parse_array_use(tokens, "attend")
     tokens.parse_keyword("softmax")
     tokens.parse_punctuation("(")
-    algorithm = cast(Algorithm, _choice(tokens, get_args(Algorithm), "softmax algorithm"))
+    algorithm = cast(Algorithm, parse_choice(tokens, get_args(Algorithm), "softmax algorithm"))
     tokens.parse_punctuation(",")
     tokens.parse_keyword("divide")
-    divide = cast(Divide, _choice(tokens, get_args(Divide), "place of the division"))
+    divide = cast(Divide, parse_choice(tokens, get_args(Divide), "place of the division"))
     tokens.parse_punctuation(")")
-    stages = Stages(*_named_integers(tokens, "stages", [f.name for f in fields(Stages)], least=0))
+    stages = Stages(*parse_named_integers(tokens, "stages", [f.name for f in fields(Stages)], least=0))
     return Mapping(tiles, keep, logit, attend, Softmax(algorithm, divide), stages, _parse_interleave(tokens))
 
 
@@ -184,7 +185,8 @@ def _parse_interleave(tokens: MappingTokens) -> int:
     return tiles
 
 
-def _named_integers(tokens: MappingTokens, group: str, names: Iterable[str], *, least: int) -> list[int]:
+def parse_named_integers(tokens: MappingTokens, group: str, names: Iterable[str], *, least: int) -> list[int]:
+    """Parses `group(name 1, ...)`: the numbers."""
     tokens.parse_keyword(group)
     values: list[int] = []
     for name in names:
@@ -208,7 +210,8 @@ def _integer(tokens: MappingTokens, what: str, least: int) -> int:
     return value
 
 
-def _choice(tokens: MappingTokens, choices: tuple[str, ...], what: str) -> str:
+def parse_choice(tokens: MappingTokens, choices: tuple[str, ...], what: str) -> str:
+    """Parses one of some words."""
     start = tokens.pos
     word = tokens.parse_identifier()
     if word not in choices:
@@ -217,7 +220,8 @@ def _choice(tokens: MappingTokens, choices: tuple[str, ...], what: str) -> str:
     return word
 
 
-def _parse_slots(tokens: MappingTokens, name: str) -> int:
+def parse_slots(tokens: MappingTokens, name: str) -> int:
+    """Parses `name x2`: the number of slots."""
     tokens.parse_keyword(name)
     start = tokens.pos
     # `x2` is one identifier to the lexer.
@@ -236,19 +240,20 @@ def _parse_keep(tokens: MappingTokens) -> Keep:
     for name in ("Q", "K", "V", "scores", "output"):
         if slots:
             tokens.parse_punctuation(",")
-        slots.append(_parse_slots(tokens, name))
+        slots.append(parse_slots(tokens, name))
         if name in ("K", "V"):
             tokens.parse_keyword("at")
-            levels.append(cast(Level, _choice(tokens, get_args(Level), "level")))
+            levels.append(cast(Level, parse_choice(tokens, get_args(Level), "level")))
     tokens.parse_punctuation(")")
     q, k, v, scores, output = slots
     return Keep(q, k, v, scores, output, *levels)
 
 
-def _parse_array_use(tokens: MappingTokens, name: str) -> ArrayUse:
+def parse_array_use(tokens: MappingTokens, name: str) -> ArrayUse:
+    """Parses `name(output stationary, fold 1 x 1)`."""
     tokens.parse_keyword(name)
     tokens.parse_punctuation("(")
-    stationarity = cast(Stationarity, _choice(tokens, get_args(Stationarity), "stationarity"))
+    stationarity = cast(Stationarity, parse_choice(tokens, get_args(Stationarity), "stationarity"))
     tokens.parse_keyword("stationary")
     tokens.parse_punctuation(",")
     tokens.parse_keyword("fold")

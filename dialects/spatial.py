@@ -108,6 +108,7 @@ from flatc.dialects.spatial_types import (
     TokenType,
     print_expr,
 )
+from flatc.dialects.spatial_views import ExtendOp, SliceOp
 
 __all__ = [
     "VECTOR_KINDS",
@@ -115,6 +116,7 @@ __all__ = [
     "BufferOp",
     "BufferType",
     "ExprAttr",
+    "ExtendOp",
     "ForOp",
     "KernelOp",
     "LoadOp",
@@ -123,6 +125,7 @@ __all__ = [
     "ReturnOp",
     "RopeTableOp",
     "ScheduleOp",
+    "SliceOp",
     "Spatial",
     "StartOp",
     "StoreOp",
@@ -135,6 +138,7 @@ __all__ = [
     "ViewOp",
     "YieldOp",
     "make_for",
+    "storage",
     "timed_ops",
 ]
 
@@ -336,12 +340,19 @@ class ViewOp(IRDLOperation):
 
 
 def is_contiguous(tensor: SSAValue) -> bool:
-    """Whether the elements of a tensor lie in the order of its dims: no view behind it takes them in another."""
+    """Whether the elements of a tensor lie in the order of its dims: no view behind it takes others, or in another."""
     while isinstance(tensor.owner, ViewOp):
         if tensor.owner.order is not None:
             return False
         tensor = tensor.owner.source
-    return True
+    return not isinstance(tensor.owner, SliceOp)
+
+
+def storage(tensor: SSAValue) -> SSAValue:
+    """The tensor itself behind views and windows of it; of a cache that grows, the cache."""
+    while isinstance(tensor.owner, ViewOp | SliceOp | ExtendOp):
+        tensor = tensor.owner.source
+    return tensor
 
 
 def _only_splits(source: Sequence[int], target: Sequence[int]) -> bool:
@@ -707,6 +718,8 @@ Spatial = Dialect(
         OffchipOp,
         RopeTableOp,
         ViewOp,
+        SliceOp,
+        ExtendOp,
         KernelOp,
         BufferOp,
         StartOp,

@@ -10,11 +10,14 @@ becomes one, so that what one of them computes goes to the next without leaving 
                                                  flat.yield %t
                                                }
 
+Appending to a cache is a kernel too, which copies, unless what is appended comes straight from another kernel: then
+that one stores into the cache.
+
 A chain goes on to the operator that follows in the program, if that is the only one to use its result. Splitting
 and merging heads stays where it is: it moves nothing, and `lower-to-spatial` makes views of it.
 
-Kernels are named by what they do, products by their weight; the second of a name is `name_1`. The pass knows
-nothing of accelerators and changes no numbers.
+Kernels are named by what they do, products by their weight, appending by the cache; the second of a name is `name_1`.
+The pass knows nothing of accelerators and changes no numbers.
 """
 
 from __future__ import annotations
@@ -26,12 +29,13 @@ from typing_extensions import override
 from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.dialects.func import FuncOp
-from xdsl.ir import Block, Operation
+from xdsl.ir import Block, Operation, SSAValue
 from xdsl.passes import ModulePass
 
 from flatc.dialects.attn import (
     ActivationOp,
     AddOp,
+    AppendOp,
     CastOp,
     LinearOp,
     MultiplyOp,
@@ -39,6 +43,7 @@ from flatc.dialects.attn import (
     RopeOp,
     ScaleOp,
     SoftcapOp,
+    SplitHeadsOp,
 )
 from flatc.dialects.attn_op import AttnOp
 from flatc.dialects.flat import FusedOp
@@ -66,11 +71,18 @@ def find_kernels(block: Block) -> list[LayerKernel]:
     for op in block.ops:
         if isinstance(op, LinearOp):
             found.append(LayerKernel(_product_name(op), (op,)))
+        elif isinstance(op, AppendOp) and not _is_computed(op.new):
+            found.append(LayerKernel(f"append_{op.cache.name_hint}" if op.cache.name_hint else "append", (op,)))
         elif isinstance(op, VECTOR_OPS) and op not in taken:
             chain = tuple(_chain(op))
             taken.update(chain)
             found.append(LayerKernel("_".join(_short_name(link) for link in chain), chain))
     return found
+
+
+def _is_computed(value: SSAValue) -> bool:
+    """Whether a kernel gives a tensor as it is: it is no input, and no view of another tensor."""
+    return isinstance(value.owner, AttnOp | FusedOp) and not isinstance(value.owner, SplitHeadsOp | AppendOp)
 
 
 def _chain(first: AttnOp) -> Iterator[AttnOp]:

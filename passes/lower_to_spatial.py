@@ -21,6 +21,12 @@ is a view of the tensor, which a kernel then stores and loads in pieces that lie
     %h = attn.split_heads %x into 12                 %s = spatial.view %x : ... -> !spatial.tensor<BxSxHxD...>
                                                      %h = spatial.view %s order [0, 2, 1, 3] : ... <BxHxSxD...>
 
+A cache grows in place: what is appended is stored behind the rows that it has, by the kernel that computes it where
+that gives it in the cache's order, else by one that copies it there.
+
+    %t = attn.append %ck, %k                         %t = spatial.extend %ck : <BxHxPxD...> -> <BxHx(P+S)xD...>
+                                                     %w = spatial.slice %t at [0, 0, P, 0] : ... -> <BxHxSxD...>
+
 The module must hold the accelerator (for what its array permits); addresses are given later, by `allocate-buffers`.
 """
 
@@ -38,13 +44,13 @@ from xdsl.ir import Attribute, Block, Region, SSAValue
 from xdsl.passes import ModulePass
 
 from flatc.dialects.accelerator import Accelerator, accelerator_of
-from flatc.dialects.attn import MergeHeadsOp, SplitHeadsOp
+from flatc.dialects.attn import AppendOp, MergeHeadsOp, SplitHeadsOp
 from flatc.dialects.diagnostics import FlatcError, position_of
 from flatc.dialects.flat import FusedOp, MappingAttr
 from flatc.dialects.kernel_mapping import KernelMapping
-from flatc.dialects.spatial import KernelOp, OffchipOp, ScheduleOp, TensorRefType, ViewOp
+from flatc.dialects.spatial import ExtendOp, KernelOp, OffchipOp, ScheduleOp, SliceOp, TensorRefType, ViewOp
 from flatc.dialects.spatial import ReturnOp as ScheduleReturnOp
-from flatc.passes.cost.bounds import AnyProblem
+from flatc.passes.cost.bounds import AnyProblem, is_written
 from flatc.passes.kinds.registry import kind_of
 
 
@@ -76,6 +82,8 @@ class _Lowering:
         self.tensors: dict[SSAValue, SSAValue] = {}
         # Of tensors [B, H, S, D] that lie in memory as [B, S, H * D]: that tensor.
         self.joined: dict[SSAValue, SSAValue] = {}
+        # Of kernels that append to a cache: the window of it that they store into.
+        self.windows: dict[SSAValue, SSAValue] = {}
         for old, new in zip(function.body.block.args, self.block.args, strict=True):
             new.name_hint = old.name_hint
             self.tensors[old] = new
@@ -88,6 +96,8 @@ class _Lowering:
                 self._with_heads(self.tensors[op.x], op.result)
             elif isinstance(op, MergeHeadsOp):
                 self._join_heads(op)
+            elif isinstance(op, AppendOp) and op.result in self.tensors:
+                continue  # what it appends was stored by the kernel that computed it
             elif isinstance(op, ReturnOp):
                 self.block.add_op(ScheduleReturnOp([self.tensors[value] for value in op.arguments]))
             else:
@@ -139,14 +149,38 @@ class _Lowering:
         outside: dict[SSAValue, SSAValue] = dict(zip(fused.body.block.args, fused.inputs, strict=True))
         for value, result in zip(fused.yield_op.values, fused.results, strict=True):
             outside[value] = result
-            self._offchip(result)
+            self._declare(value, result, outside)
         shapes = kind.tensor_shapes(region.problem)
-        tensors = {role: self._viewed(outside[value], shapes[role]) for role, value in region.values.items()}
+        tensors = {role: self._tensor(role, outside[value], shapes[role]) for role, value in region.values.items()}
         op = build_kernel(fused, mapping, region.problem, tensors)
         op.strategy = fused.strategy
         self.block.add_op(op)
 
     # --- Tensors ------------------------------------------------------------------------------------------
+
+    def _declare(self, value: SSAValue, result: SSAValue, outside: Mapping[SSAValue, SSAValue]) -> None:
+        """Gives the result of a kernel its tensor; `value` is what the kernel's region yields for it."""
+        if isinstance(value.owner, AppendOp):
+            self.tensors[result], self.windows[result] = self._grown(value.owner, outside[value.owner.cache])
+            return
+        append = next((use.operation for use in result.uses if isinstance(use.operation, AppendOp)), None)
+        if append is None or append.cache is result:
+            self._offchip(result)
+            return
+        self.tensors[append.result], self.tensors[result] = self._grown(append, append.cache)
+
+    def _grown(self, append: AppendOp, cache: SSAValue) -> tuple[SSAValue, SSAValue]:
+        """The cache with room for what is appended, and the window of it that this goes to."""
+        extended = ExtendOp(self.tensors[cache], _reference(append.result.type))
+        extended.tensor.name_hint = append.result.name_hint
+        rows = _reference(append.cache.type).dims[2]
+        window = SliceOp(extended.tensor, (0, 0, rows, 0), _reference(append.new.type))
+        self.block.add_ops([extended, window])
+        return extended.tensor, window.tensor
+
+    def _tensor(self, role: str, value: SSAValue, shape: Sequence[int]) -> SSAValue:
+        """The tensor of a role of a kernel, as the kernel wants it."""
+        return self.windows[value] if is_written(role) and value in self.windows else self._viewed(value, shape)
 
     def _offchip(self, value: SSAValue) -> None:
         """Declares the tensor of a kernel's result. Where heads are joined later, it lies in that order."""

@@ -17,7 +17,7 @@ from flatc.builder import Graph, causal
 from flatc.compiler import Compilation
 from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.mapping import ArrayUse, Keep, Mapping, Softmax, Stages, Tiles
-from flatc.interpreter import random_inputs
+from flatc.interpreter import random_inputs, run_schedule
 from flatc.interpreter.reference import attention
 from flatc.report import to_json, to_text
 from tests.support import Shape, random_mapping
@@ -147,6 +147,72 @@ def test_products_of_integers_accumulate_in_i32():
     run = flatc.compile(module, "edge").run({"q": low, "k": high})
     assert run.max_abs_error == 1  # -33,292,161 and the f32 beside it: the sum is exact, its rounding to f32 is not
     assert run.passed
+
+
+# --- The cache ------------------------------------------------------------------------------------------------
+
+
+def cached(new: int, old: int) -> Graph:
+    """Causal attention of `new` tokens, whose keys and values are appended to a cache of `old` first."""
+    graph = Graph("cached", dtype="bf16", softmax="f32")
+    q, k, v = (graph.input(name, [2, heads, new, 16]) for name, heads in (("q", 6), ("k", 2), ("v", 2)))
+    ck, cv = (graph.cache(name, [2, 2, old, 16]) for name in ("ck", "cv"))
+    graph.output(graph.attention(q, graph.append(ck, k), graph.append(cv, v), mask=causal()), names=["a"])
+    return graph
+
+
+def test_prefill_then_chunks_then_decode_equal_one_long_prefill():
+    """Seven tokens: at once, and as four, two and one with what was appended before."""
+    whole = flatc.compile(cached(7, 0), "edge", strategy="online")
+    inputs = random_inputs(whole.schedule, 0)
+    (expected,) = run_schedule(whole.schedule, inputs, exact=True).outputs
+    for new, old in ((4, 0), (2, 4), (1, 6)):
+        part = flatc.compile(cached(new, old), "edge", strategy="online")
+        fed = {name: inputs[name][:, :, old : old + new] for name in "qkv"}
+        fed |= {f"c{name}": inputs[name][:, :, :old] for name in "kv"}
+        (found,) = run_schedule(part.schedule, fed, exact=True).outputs
+        np.testing.assert_allclose(found, expected[:, :, old : old + new], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_appending_writes_new_rows_and_copies_no_old_ones(phase: str):
+    new, old = PHASES[phase]
+    result = flatc.compile(cached(new, old), "edge", strategy="online", objective="offchip")
+    row = 2 * 2 * 16 * 2
+    traffic = totals(result)
+    assert [traffic[name] for name in ("k", "ck")] == [(new * row, 0), ((old + new) * row, new * row)]
+    assert traffic["cv"] == traffic["ck"]
+    least = {t.name: t.compulsory_bytes for kernel in result.report.kernels for t in kernel.tensors}
+    assert least["ck"] == (old + new) * row  # old rows read, new ones written: those need not come back
+    assert result.report.bounds is not None
+    assert result.report.latency_cycles >= result.report.bounds.cycles
+    run = result.run()
+    assert run.passed
+    assert run.offchip_bytes == traffic == totals(flatc.compile(cached(new, old), mapping=result.mapping_text))
+
+
+def test_a_kernel_whose_result_is_appended_stores_into_the_cache():
+    """The rows an attention computes are written once, behind the old ones: no kernel copies them there."""
+    graph = Graph("direct", dtype="f32")
+    q, cache = graph.input("q", [1, 4, 3, 8]), graph.cache("c", [1, 4, 5, 8])
+    rows = graph.append(cache, graph.attention(q, q, q))
+    graph.output(graph.attention(q, rows, rows), rows, names=["a", "rows"])
+    result = flatc.compile(graph, "edge", strategy="online", objective="offchip")
+    assert [kernel.name for kernel in result.report.kernels] == ["attention_0", "attention_1"]
+    assert [(t.read_bytes, t.written_bytes) for t in result.report.kernels[0].tensors if t.name == "c"] == [(0, 384)]
+    run = result.run()
+    assert run.passed
+    assert run.outputs["rows"].shape == (1, 4, 8, 8)
+
+
+def totals(result: Compilation) -> dict[str, tuple[int, int]]:
+    """Bytes by tensor, summed over kernels."""
+    found: dict[str, tuple[int, int]] = {}
+    for kernel in result.report.kernels:
+        for tensor in kernel.tensors:
+            read, written = found.get(tensor.name, (0, 0))
+            found[tensor.name] = (read + tensor.read_bytes, written + tensor.written_bytes)
+    return dict(sorted(found.items()))
 
 
 # --- Laws -----------------------------------------------------------------------------------------------------

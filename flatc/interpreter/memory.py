@@ -219,6 +219,17 @@ class OffchipTensor:
             return OffchipTensor(self.name, self.data.transpose(order), self._writer.transpose(order))
         return OffchipTensor(self.name, self.data.reshape(shape), self._writer.reshape(shape))
 
+    def window(self, box: Box) -> OffchipTensor:
+        """The elements of a window, in place."""
+        return OffchipTensor(self.name, self.data[box], self._writer[box])
+
+    def extended(self, shape: Sequence[int]) -> OffchipTensor:
+        """A tensor that begins with these elements and has room for more along one dim."""
+        grown, old = OffchipTensor.empty(self.name, shape, self.data.dtype), tuple(map(slice, self.data.shape))
+        grown.data[old] = self.data
+        grown._writer[old] = _SETTLED
+        return grown
+
     def settle(self) -> None:
         """The kernel has ended: all that it stored is there."""
         self._writer[self._writer > _SETTLED] = _SETTLED

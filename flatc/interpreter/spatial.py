@@ -29,6 +29,7 @@ from flatc.dialects.accelerator import AcceleratorAttr
 from flatc.dialects.masks import allows
 from flatc.dialects.spatial import (
     BufferType,
+    ExtendOp,
     KernelOp,
     LoadOp,
     MatmulOp,
@@ -36,6 +37,7 @@ from flatc.dialects.spatial import (
     ReturnOp,
     RopeTableOp,
     ScheduleOp,
+    SliceOp,
     StoreOp,
     TimedOp,
     VectorOp,
@@ -94,6 +96,10 @@ def execute(schedule: ScheduleOp, arguments: Sequence[Array], precision: Precisi
             tensors[op.tensor] = OffchipTensor.given(op.label.data, _rope_table(op, precision))
         elif isinstance(op, ViewOp):
             tensors[op.tensor] = tensors[op.source].view(op.tensor.type.dims, op.dims_order)
+        elif isinstance(op, SliceOp):
+            tensors[op.tensor] = tensors[op.source].window(window(op.offsets, op.tensor.type.dims))
+        elif isinstance(op, ExtendOp):
+            tensors[op.tensor] = tensors[op.source].extended(op.tensor.type.dims)
         elif isinstance(op, KernelOp):
             moved += _Kernel(op, tensors, precision).run()
             for tensor in tensors.values():

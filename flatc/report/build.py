@@ -16,7 +16,7 @@ from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.spatial import BufferOp, KernelOp, ScheduleOp
 from flatc.passes.cost.bounds import least_macs, mapping_bounds, problem_bounds
 from flatc.passes.cost.kernel_costs import KernelCosts, Simulate, kernel_costs
-from flatc.passes.kernels.schedule_problem import compulsory_by_tensor, outside_tensors
+from flatc.passes.kernels.schedule_problem import compulsory_by_tensor, schedule_bounds
 from flatc.passes.kinds.registry import kernel_part, kind_with, parts
 from flatc.report.loops import loop_lines
 from flatc.report.model import BufferUse, KernelReport, Report, TensorTraffic
@@ -38,8 +38,7 @@ def build_report(module: ModuleOp, simulate: Simulate = "auto") -> Report:
     kernels = tuple(_kernel(kernel, accelerator, compulsory, simulate) for kernel in schedule.kernels())
     bounds = None
     if found is not None:
-        tensors = [outside_tensors(schedule, part) for part in found]
-        bounds = problem_bounds([part.problem for part in found], accelerator, tensors)
+        bounds = schedule_bounds(schedule, found, accelerator)
     phase = schedule.phase.data if schedule.phase is not None else None
     return Report(schedule.sym_name.data, accelerator, _strategy(schedule.kernels()), kernels, bounds, phase)
 

@@ -214,20 +214,35 @@ def is_written(role: str) -> bool:
     return role.startswith("result")
 
 
-def problem_bounds(
-    problems: Sequence[AnyProblem], accelerator: Accelerator, tensors: Sequence[TensorNames] | None = None
-) -> Bounds:
-    """The bounds of a graph that consists of these problems.
-
-    `tensors` says which of their tensors are the same or stay inside; without it, each has its own.
-    """
+def least_traffic(
+    problems: Sequence[AnyProblem],
+    tensors: Sequence[TensorNames] | None = None,
+    inside: Sequence[Mapping[str, int]] | None = None,
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Least bytes (read, written) by tensor; see `problem_bounds` for the arguments."""
     read, written = dict[str, int](), dict[str, int]()
     for index, problem in enumerate(problems):
         for role, size in compulsory_bytes(problem).items():
             name = f"{index}.{role}" if tensors is None else tensors[index].get(role)
             if name is not None:
                 direction = written if is_written(role) else read
-                direction[name] = max(direction.get(name, 0), size)
+                outside = size - (inside[index].get(role, 0) if inside is not None else 0)
+                direction[name] = max(direction.get(name, 0), outside)
+    return read, written
+
+
+def problem_bounds(
+    problems: Sequence[AnyProblem],
+    accelerator: Accelerator,
+    tensors: Sequence[TensorNames] | None = None,
+    inside: Sequence[Mapping[str, int]] | None = None,
+) -> Bounds:
+    """The bounds of a graph that consists of these problems.
+
+    `tensors` says which of their tensors are the same or stay inside; without it, each has its own. `inside` counts by
+    role the bytes that the graph makes itself of a tensor that is outside: rows appended to a cache.
+    """
+    read, written = least_traffic(problems, tensors, inside)
     return Bounds(
         array_cycles=Fraction(sum(map(least_macs, problems)), accelerator.array.pes),
         offchip_cycles=offchip_cycles(accelerator, sum(read.values()), sum(written.values())),

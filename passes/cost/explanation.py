@@ -25,10 +25,10 @@ from fractions import Fraction
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.spatial import KernelOp, LoadOp, MatmulOp, ScheduleOp, StoreOp, TimedOp, VectorOp
-from flatc.passes.cost.bounds import AnyProblem, Bounds, least_macs, least_vector_counts, problem_bounds
+from flatc.passes.cost.bounds import AnyProblem, Bounds, least_macs, least_vector_counts
 from flatc.passes.cost.cost_model import CostModel, matmul_tile, vector_operation_work
 from flatc.passes.cost.primitive_costs import MatmulTile, array_cycles, ceil_divide
-from flatc.passes.kernels.schedule_problem import Part, compulsory_by_tensor, outside_tensors
+from flatc.passes.kernels.schedule_problem import Part, compulsory_by_tensor, schedule_bounds
 from flatc.passes.kinds.registry import parts
 from flatc.passes.simulation.simulator import tensor_name
 from flatc.passes.simulation.stalls import KernelTime, ResourceTime, kernel_time, operation_name
@@ -76,8 +76,7 @@ def explain(schedule: ScheduleOp, accelerator: Accelerator) -> Explanation:
             "the schedule has kernels that flatc does not recognise, so there is no bound to explain the gap to",
             help="`flatc report` prices any schedule",
         )
-    tensors = [outside_tensors(schedule, part) for part in found]
-    bounds = problem_bounds([part.problem for part in found], accelerator, tensors)
+    bounds = schedule_bounds(schedule, found, accelerator)
     kernels = [(kernel, kernel_time(kernel, accelerator)) for kernel in schedule.kernels()]
     latency = sum((time.latency_cycles for _, time in kernels), Fraction(0))
     account = _Account(schedule, accelerator, found, bounds, kernels)

@@ -20,21 +20,25 @@ from typing import cast
 
 from xdsl.ir import SSAValue
 
+from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.spatial import (
     BufferType,
+    ExtendOp,
     KernelOp,
     LoadOp,
     MatmulOp,
     ReturnOp,
     ScheduleOp,
+    SliceOp,
     StoreOp,
     TensorRefType,
     TimedOp,
     VectorOp,
     ViewOp,
+    storage,
     timed_ops,
 )
-from flatc.passes.cost.bounds import AnyProblem, compulsory_bytes
+from flatc.passes.cost.bounds import AnyProblem, Bounds, is_written, least_traffic, problem_bounds
 from flatc.passes.kernels.problem import AttentionProblem
 from flatc.passes.simulation.simulator import tensor_name
 
@@ -193,13 +197,6 @@ def _producer(part: Attention, found: Iterable[Part]) -> Attention | None:
     return None
 
 
-def storage(tensor: SSAValue) -> SSAValue:
-    """The tensor itself behind views of it."""
-    while isinstance(tensor.owner, ViewOp):
-        tensor = tensor.owner.source
-    return tensor
-
-
 def _joined(producer: Attention, consumer: Attention) -> Attention:
     """Both parts as one. Where heads are grouped differently, the part that has keys knows how."""
     first, second = producer.problem, consumer.problem
@@ -230,13 +227,31 @@ def outside_tensors(schedule: ScheduleOp, part: Part) -> dict[str, str | None]:
     return {r: tensor_name(v) if storage(v) in outside else None for r, v in part.values.items()}
 
 
+def _appended_bytes(part: Part) -> dict[str, int]:
+    """Bytes by role that the schedule itself appends to a cache, and that need not be loaded to be used."""
+    found: dict[str, int] = {}
+    for role, tensor in part.values.items():
+        while isinstance(tensor.owner, ViewOp | SliceOp | ExtendOp):
+            if isinstance(tensor.owner, ExtendOp) and not is_written(role):
+                found[role] = found.get(role, 0) + tensor.owner.added_bytes
+            tensor = tensor.owner.source
+    return found
+
+
 def compulsory_by_tensor(schedule: ScheduleOp, found: Sequence[Part]) -> dict[str, int]:
     """Least bytes of each tensor that is outside of the chip at the start or at the end."""
-    least: dict[str, int] = {}
-    for part in found:
-        names = outside_tensors(schedule, part)
-        for role, size in compulsory_bytes(part.problem).items():
-            name = names[role]
-            if name is not None:
-                least[name] = max(least.get(name, 0), size)
-    return least
+    read, written = least_traffic(*_problems(schedule, found))
+    return {name: read.get(name, 0) + written.get(name, 0) for name in read | written}
+
+
+def schedule_bounds(schedule: ScheduleOp, found: Sequence[Part], accelerator: Accelerator) -> Bounds:
+    """The bounds of what a schedule computes."""
+    problems, tensors, inside = _problems(schedule, found)
+    return problem_bounds(problems, accelerator, tensors, inside)
+
+
+def _problems(
+    schedule: ScheduleOp, found: Sequence[Part]
+) -> tuple[list[AnyProblem], list[dict[str, str | None]], list[dict[str, int]]]:
+    names = [outside_tensors(schedule, part) for part in found]
+    return [part.problem for part in found], names, [_appended_bytes(part) for part in found]

@@ -16,10 +16,11 @@ from flatc.dialects.flat import FusedOp
 from flatc.dialects.spatial import KernelOp, ScheduleOp
 from flatc.passes.cost.bounds import AnyProblem
 from flatc.passes.kernels.schedule_problem import Part, joined
+from flatc.passes.kinds.append import APPEND
 from flatc.passes.kinds.attention import ATTENTION
 from flatc.passes.kinds.kind import KernelKind
 
-KINDS: Sequence[KernelKind[Any, Any]] = (ATTENTION,)
+KINDS: Sequence[KernelKind[Any, Any]] = (ATTENTION, APPEND)
 
 
 def kind_of(fused: FusedOp) -> KernelKind[Any, Any]:

@@ -16,7 +16,7 @@ from fractions import Fraction
 from xdsl.ir import BlockArgument, SSAValue
 
 from flatc.dialects.accelerator import Accelerator
-from flatc.dialects.spatial import KernelOp, LoadOp, OffchipOp, RopeTableOp, ScheduleOp, StoreOp, ViewOp
+from flatc.dialects.spatial import KernelOp, LoadOp, OffchipOp, RopeTableOp, ScheduleOp, StoreOp, storage
 from flatc.passes.cost.cost_model import CostModel
 from flatc.passes.cost.primitive_costs import Work
 from flatc.passes.simulation.event_simulation import Simulation
@@ -100,9 +100,8 @@ def peak_buffer_bytes(kernel: KernelOp) -> int:
 
 def tensor_name(tensor: SSAValue) -> str:
     """The name a user knows an off-chip tensor by."""
+    tensor = storage(tensor)
     owner = tensor.owner
-    if isinstance(owner, ViewOp):
-        return tensor_name(owner.source)
     if isinstance(owner, OffchipOp | RopeTableOp):
         return owner.label.data
     schedule = owner.parent_op()

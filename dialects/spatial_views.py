@@ -1,0 +1,132 @@
+"""Tensors off chip that lie in other tensors: windows, and caches that grow. Nothing moves.
+
+    %k = spatial.extend %ck : !spatial.tensor<1x8x8192x128xbf16> -> !spatial.tensor<1x8x8193x128xbf16>
+    %w = spatial.slice %k at [0, 0, 8192, 0] : !spatial.tensor<1x8x8193x128xbf16> -> !spatial.tensor<1x8x1x128xbf16>
+
+A kernel that stores into `%w` appends to the cache; one that loads `%k` reads old rows and new ones. These operations
+belong to the spatial dialect, which `flatc/dialects/spatial.py` puts together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self, cast
+
+from typing_extensions import override
+from xdsl.dialects.builtin import ArrayAttr, IntAttr
+from xdsl.ir import SSAValue
+from xdsl.irdl import IRDLOperation, irdl_op_definition, operand_def, prop_def, result_def, traits_def
+from xdsl.parser import Parser
+from xdsl.printer import Printer
+from xdsl.traits import Pure
+from xdsl.utils.exceptions import VerifyException
+
+from flatc.dialects.parsing import parse_known_operand
+from flatc.dialects.spatial_types import TensorRefType
+
+
+@irdl_op_definition
+class SliceOp(IRDLOperation):
+    """A window of a tensor off chip: `%w = spatial.slice %k at [0, 0, 8192, 0] : <tensor> -> <tensor>`."""
+
+    name = "spatial.slice"
+    source = operand_def(TensorRefType)
+    starts = prop_def(ArrayAttr[IntAttr])
+    tensor = result_def(TensorRefType)
+    traits = traits_def(Pure())
+
+    def __init__(self, source: SSAValue, starts: Sequence[int], type: TensorRefType):
+        properties = {"starts": ArrayAttr([IntAttr(start) for start in starts])}
+        super().__init__(operands=[source], properties=properties, result_types=[type])
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Where the window begins, along every dim."""
+        return tuple(start.data for start in self.starts)
+
+    @override
+    def verify_(self) -> None:
+        source, target = cast(TensorRefType, self.source.type), self.tensor.type
+        fits = len(self.offsets) == len(source.dims) == len(target.dims) and all(
+            start >= 0 and start + size <= whole
+            for start, size, whole in zip(self.offsets, target.dims, source.dims, strict=True)
+        )
+        if not fits or source.element_type != target.element_type:
+            raise VerifyException(f"spatial.slice: {target} at {list(self.offsets)} does not lie in {source}")
+
+    @classmethod
+    @override
+    def parse(cls, parser: Parser) -> Self:
+        source = parse_known_operand(parser)
+        parser.parse_keyword("at")
+        starts = parser.parse_comma_separated_list(parser.Delimiter.SQUARE, parser.parse_integer)
+        return cls(source, starts, _parse_types(parser, source))
+
+    @override
+    def print(self, printer: Printer) -> None:
+        printer.print_string(" ")
+        printer.print_ssa_value(self.source)
+        printer.print_string(f" at {list(self.offsets)}")
+        _print_types(printer, self.source, self.tensor)
+
+
+@irdl_op_definition
+class ExtendOp(IRDLOperation):
+    """The storage of a cache with room for more rows: `%k = spatial.extend %ck : <tensor> -> <tensor>`.
+
+    One dim is longer. The rows of `%ck` are the first, in place; the others hold nothing until they are stored.
+    """
+
+    name = "spatial.extend"
+    source = operand_def(TensorRefType)
+    tensor = result_def(TensorRefType)
+    traits = traits_def(Pure())
+
+    def __init__(self, source: SSAValue, type: TensorRefType):
+        super().__init__(operands=[source], result_types=[type])
+
+    @property
+    def added_bytes(self) -> int:
+        """Bytes of the rows that are new."""
+        return self.tensor.type.bytes - cast(TensorRefType, self.source.type).bytes
+
+    @override
+    def verify_(self) -> None:
+        source, target = cast(TensorRefType, self.source.type), self.tensor.type
+        longer = [new - old for old, new in zip(source.dims, target.dims, strict=False) if new != old]
+        same = len(source.dims) == len(target.dims) and source.element_type == target.element_type
+        if not same or len(longer) != 1 or longer[0] < 0:
+            raise VerifyException(f"spatial.extend makes one dim longer, and not {source} to {target}")
+
+    @classmethod
+    @override
+    def parse(cls, parser: Parser) -> Self:
+        source = parse_known_operand(parser)
+        return cls(source, _parse_types(parser, source))
+
+    @override
+    def print(self, printer: Printer) -> None:
+        printer.print_string(" ")
+        printer.print_ssa_value(self.source)
+        _print_types(printer, self.source, self.tensor)
+
+
+def _parse_types(parser: Parser, source: SSAValue) -> TensorRefType:
+    """`: source type -> result type`."""
+    parser.parse_punctuation(":")
+    start = parser.pos
+    if parser.parse_type() != source.type:
+        parser.raise_error(f"the source has type {source.type}", start)
+    parser.parse_punctuation("->")
+    start = parser.pos
+    type = parser.parse_type()
+    if not isinstance(type, TensorRefType):
+        parser.raise_error(f"expected a !spatial.tensor type, got {type}", start)
+    return type
+
+
+def _print_types(printer: Printer, source: SSAValue, tensor: SSAValue) -> None:
+    printer.print_string(" : ")
+    printer.print_attribute(source.type)
+    printer.print_string(" -> ")
+    printer.print_attribute(tensor.type)

@@ -1,0 +1,152 @@
+"""Appending rows to a cache as a kind of kernel: a copy, where no kernel could store the rows there itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping as Dictionary
+from collections.abc import Sequence
+from dataclasses import replace
+from math import prod
+
+from typing_extensions import override
+from xdsl.ir import Operation, SSAValue
+
+from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.append_mapping import TILED, AppendMapping
+from flatc.dialects.attn import AppendOp
+from flatc.dialects.diagnostics import FlatcError
+from flatc.dialects.flat import FusedOp
+from flatc.dialects.spatial import KernelOp
+from flatc.passes.cost.closed_form import ClosedForm
+from flatc.passes.cost.primitive_costs import Work, ceil_divide, energy_pj
+from flatc.passes.kernels.append_rows import AppendProblem, build_append, match_append, read_append
+from flatc.passes.kernels.schedule_problem import Part
+from flatc.passes.kinds.kind import KernelKind, Region
+from flatc.passes.mapping.map_space import tile_sizes
+from flatc.passes.mapping.search import OBJECTIVES, Choice, NothingFits, Objective
+
+
+class AppendKind(KernelKind[AppendProblem, AppendMapping]):
+    """See `kind` for what the methods do, and `append_rows` for the loop nest."""
+
+    name = "append"
+    problem_type = AppendProblem
+    mapping_type = AppendMapping
+
+    @override
+    def computes(self, ops: Sequence[Operation]) -> bool:
+        return any(isinstance(op, AppendOp) for op in ops)
+
+    @override
+    def match(self, fused: FusedOp) -> Region[AppendProblem]:
+        problem, op = match_append(fused)
+        return Region(problem, {"new": op.new, "result": op.result})
+
+    @override
+    def check(self, problem: AppendProblem, mapping: AppendMapping, accelerator: Accelerator, kernel: str) -> None:
+        for name, tile, size in zip(TILED, mapping.tiles, problem.shape, strict=False):
+            if tile > size:
+                raise FlatcError(f"{kernel}: the tile of {name} is {tile}, and there are only {size}")
+
+    @override
+    def find(
+        self, problem: AppendProblem, accelerator: Accelerator, strategy: str, objective: Objective, kernel: str
+    ) -> list[Choice[AppendMapping]]:
+        capacity = accelerator.buffer.capacity_bytes
+        space = _space(problem, accelerator)
+        fitting = [mapping for mapping in space if _peak_bytes(problem, mapping) <= capacity]
+        if not fitting:
+            least = min(_peak_bytes(problem, mapping) for mapping in space)
+            raise NothingFits(
+                f"{kernel}: no tile of the rows fits the {capacity} bytes of {accelerator.name}'s buffer; "
+                f"the smallest needs {least}",
+                help="give the accelerator a larger buffer",
+            )
+        ranked = [(self._ranking(problem, accelerator, mapping, objective), mapping) for mapping in fitting]
+        ranked.sort(key=lambda pair: pair[0])
+        return [Choice(mapping, strategy, len(space), len(fitting), ranking) for ranking, mapping in ranked]
+
+    def _ranking(
+        self, problem: AppendProblem, accelerator: Accelerator, mapping: AppendMapping, objective: Objective
+    ) -> tuple[float, ...]:
+        cost = self.price(problem, accelerator, mapping)
+        latency, energy = float(cost.latency_cycles[0]), float(cost.energy_pj[0])
+        found = {"latency": latency, "energy": energy, "edp": latency * energy}
+        found["offchip"] = float(cost.offchip_bytes[0])
+        order = [objective, *(other for other in OBJECTIVES if other != objective)]
+        return (*(found[name] for name in order), _transfers(problem, mapping), _peak_bytes(problem, mapping))
+
+    @override
+    def shortened(self, problem: AppendProblem, mapping: AppendMapping) -> AppendProblem:
+        return replace(
+            problem,
+            batch=min(problem.batch, 2 * mapping.batch),
+            heads=min(problem.heads, 2 * mapping.head),
+            rows=min(problem.rows, 8 * mapping.row),
+        )
+
+    @override
+    def tensor_shapes(self, problem: AppendProblem) -> dict[str, tuple[int, ...]]:
+        return {"new": problem.shape, "result": problem.shape}
+
+    @override
+    def build(
+        self, fused: FusedOp, problem: AppendProblem, mapping: AppendMapping, tensors: Dictionary[str, SSAValue]
+    ) -> list[Operation]:
+        return build_append(problem, mapping, tensors["new"], tensors["result"])
+
+    @override
+    def price(self, problem: AppendProblem, accelerator: Accelerator, mapping: AppendMapping) -> ClosedForm:
+        """Bytes and busy time are exact; latency is a lower bound: the longer direction, and what cannot overlap it."""
+        import numpy as np
+
+        def column(number: float) -> np.ndarray[tuple[int], np.dtype[np.float64 | np.int64]]:
+            return np.array([number])
+
+        moved, transfers = problem.bytes, _transfers(problem, mapping)
+        overhead = transfers * accelerator.offchip.overhead_cycles
+        read = moved * float(accelerator.cycles_per_byte_read) + overhead
+        written = moved * float(accelerator.cycles_per_byte_written) + overhead
+        work = Work(
+            **{f"{where}_{verb}_bytes": column(moved) for where in ("offchip", "buffer") for verb in ("read", "write")}
+        )
+        shared = accelerator.offchip.channels == "shared"
+        alone = accelerator.offchip.latency_cycles * (1 + (transfers == 1))
+        longest = read + written if shared or transfers == 1 else max(read, written)
+        return ClosedForm(
+            latency_cycles=column(longest + alone),
+            busy_cycles={"offchip": column(read + written)}
+            if shared
+            else {"read": column(read), "write": column(written)},
+            tensor_bytes={"new": column(moved), "result": column(moved)},
+            peak_buffer_bytes=column(_peak_bytes(problem, mapping)),
+            work=work,
+            energy_pj=sum(energy_pj(accelerator, work).values()),
+        )
+
+    @override
+    def read_back(self, kernel: KernelOp) -> Part | None:
+        found = read_append(kernel)
+        return None if found is None else Part(*found)
+
+    @override
+    def corner(self, problem: AppendProblem, mapping: AppendMapping) -> str:
+        return "append"
+
+
+def _space(problem: AppendProblem, accelerator: Accelerator) -> list[AppendMapping]:
+    """All rows at once, or by batch, by head, or by rows of a head, with one slot or two."""
+    tiles = [(problem.batch, problem.heads, problem.rows), (1, problem.heads, problem.rows)]
+    tiles += [(1, 1, rows) for rows in tile_sizes(problem.rows, accelerator.array.rows)]
+    return [AppendMapping(*tile, slots) for tile in dict.fromkeys(tiles) for slots in (1, 2)]
+
+
+def _peak_bytes(problem: AppendProblem, mapping: AppendMapping) -> int:
+    return mapping.slots * prod(mapping.tiles) * problem.width * problem.element_bytes
+
+
+def _transfers(problem: AppendProblem, mapping: AppendMapping) -> int:
+    """How many loads, and how many stores."""
+    return prod(ceil_divide(size, tile) for size, tile in zip(problem.shape, mapping.tiles, strict=False))
+
+
+APPEND = AppendKind()

@@ -1,0 +1,53 @@
+"""Windows of tensors off chip and caches that grow: text, what is refused."""
+
+from __future__ import annotations
+
+import pytest
+from xdsl.utils.exceptions import VerifyException
+
+from flatc.dialects.spatial import ExtendOp, storage
+from tests.support import schedule_of
+
+SCHEDULE = """spatial.schedule @f inputs ["c"] (%c : !spatial.tensor<1x2x4x8xbf16>) outputs ["c"] {{
+    {ops}
+    spatial.return %c
+  }}"""
+
+
+def schedule(*ops: str):
+    return schedule_of(SCHEDULE.format(ops="\n    ".join(ops)))
+
+
+GROWN = "%k = spatial.extend %c : !spatial.tensor<1x2x4x8xbf16> -> !spatial.tensor<1x2x6x8xbf16>"
+WINDOW = "%w = spatial.slice %k at [0, 1, 4, 0] : !spatial.tensor<1x2x6x8xbf16> -> !spatial.tensor<1x1x2x8xbf16>"
+
+
+def test_both_read_back_from_their_text_and_lie_in_the_cache():
+    module = schedule(GROWN, WINDOW)
+    module.verify()
+    text = str(module)
+    assert GROWN in text
+    assert WINDOW in text
+    (extend,) = (op for op in module.walk() if isinstance(op, ExtendOp))
+    assert extend.added_bytes == 1 * 2 * 2 * 8 * 2
+    (use,) = extend.tensor.uses
+    assert storage(use.operation.results[0]) is extend.source
+
+
+@pytest.mark.parametrize(
+    ("ops", "error"),
+    [
+        ((GROWN.replace("x6x", "x3x"),), "makes one dim longer"),
+        ((GROWN.replace("1x2x6x8", "1x3x6x8"),), "makes one dim longer"),
+        ((GROWN.replace("6x8xbf16", "6x8xf32"),), "makes one dim longer"),
+        ((GROWN, WINDOW.replace("[0, 1, 4, 0]", "[0, 1, 5, 0]")), "does not lie in"),
+        ((GROWN, WINDOW.replace("[0, 1, 4, 0]", "[0, 1, 4]")), "does not lie in"),
+        (
+            (GROWN, WINDOW, "%v = spatial.view %w : !spatial.tensor<1x1x2x8xbf16> -> !spatial.tensor<16xbf16>"),
+            "dims can be split and not be joined",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(ops: tuple[str, ...], error: str):
+    with pytest.raises(VerifyException, match=error):
+        schedule(*ops).verify()
