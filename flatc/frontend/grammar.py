@@ -9,10 +9,12 @@ statement = automaton.feed_eof(token)     # the node that the assembler returned
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from flatc.frontend.assemble import Assembler
 
@@ -58,21 +60,72 @@ class _KeepTerminals:
         return stream
 
 
+class _Actions(threading.local):
+    """Lark's transformer: the rules' methods of whichever assembler a statement is being fed to.
+
+    Building the automaton takes longer than reading most graphs, so there is one for all of them; which nodes it
+    builds, and with which positions, depends on the source.
+    """
+
+    assembler: Assembler | None = None
+
+    def __getattr__(self, name: str) -> Callable[[list[Any]], object]:
+        if not hasattr(Assembler, name):
+            raise AttributeError(name)
+        return lambda items: getattr(self.assembler, name)(items)
+
+
+@dataclass(frozen=True)
+class _BoundAutomaton:
+    """A run of the automaton whose nodes one assembler builds."""
+
+    automaton: Automaton
+    actions: _Actions
+    assembler: Assembler
+
+    def feed_token(self, token: Token) -> object:
+        self.actions.assembler = self.assembler
+        return self.automaton.feed_token(token)
+
+    def feed_eof(self, last_token: Token) -> object:
+        self.actions.assembler = self.assembler
+        return self.automaton.feed_eof(last_token)
+
+    def accepts(self) -> set[str]:
+        return self.automaton.accepts()
+
+
+@dataclass(frozen=True)
+class _BoundGrammar:
+    """The grammar with one assembler."""
+
+    grammar: Grammar
+    actions: _Actions
+    assembler: Assembler
+
+    def lex(self, text: str) -> Iterator[Token]:
+        return self.grammar.lex(text)
+
+    def parse_interactive(self) -> Automaton:
+        return _BoundAutomaton(self.grammar.parse_interactive(), self.actions, self.assembler)
+
+
 @cache
-def _text() -> str:
-    return resources.files("flatc.frontend").joinpath("flat.lark").read_text(encoding="utf-8")
+def _grammar() -> tuple[Grammar, _Actions]:
+    from lark import Lark
+
+    actions = _Actions()
+    lark = Lark(
+        resources.files("flatc.frontend").joinpath("flat.lark").read_text(encoding="utf-8"),
+        parser="lalr",
+        lexer="basic",
+        start="statement",
+        transformer=actions,  # pyright: ignore[reportArgumentType]  (lark takes any object)
+        postlex=_KeepTerminals(),  # pyright: ignore[reportArgumentType]
+    )
+    return cast("Grammar", cast(object, lark)), actions
 
 
 def load(assembler: Assembler) -> Grammar:
     """The grammar with `assembler` building its nodes."""
-    from lark import Lark
-
-    lark = Lark(
-        _text(),
-        parser="lalr",
-        lexer="basic",
-        start="statement",
-        transformer=assembler,  # pyright: ignore[reportArgumentType]  (lark takes any object)
-        postlex=_KeepTerminals(),  # pyright: ignore[reportArgumentType]
-    )
-    return cast("Grammar", cast(object, lark))
+    return _BoundGrammar(*_grammar(), assembler)

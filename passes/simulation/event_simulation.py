@@ -45,6 +45,7 @@ class Simulation:
         ready = max(event.tokens(), default=0)
         if not event.active():
             event.complete(ready)
+            self.passed(event, ready)
             return
         extents = event.extents()
         cost = self.model.price(op, extents)
@@ -63,6 +64,9 @@ class Simulation:
         self.executed[op, extents] += 1
         self.end = max(self.end, done)
         event.complete(done)
+
+    def passed(self, event: Event, ready: int) -> None:
+        """Called where an operation idles, and hands on the time at which what it waited for was ready."""
 
     def waited(self, event: Event, resource: str, free: int, start: int) -> None:
         """Called where a resource stands idle from `free` to `start` because its next operation is not ready."""

@@ -147,16 +147,10 @@ class Event:
         values = [resolve(token, frame) for token in self._compiled.tokens]
         return [value for value in values if value is not None]
 
-    def producers(self) -> list[tuple[TimedOp, Any]]:
-        """The operations whose tokens it waits for, each with the value stored for the token."""
-        places = [locate(token, self.frame) for token in self._compiled.tokens]
-        found: list[tuple[TimedOp, Any]] = []
-        for place in places:
-            if place is not None:
-                frame, token = place
-                assert isinstance(token.owner, TimedOp)
-                found.append((token.owner, frame.values[token]))
-        return found
+    def places(self) -> list[tuple[Frame, OpResult]]:
+        """Where the values of the tokens that it waits for are stored, and which operations' tokens they are."""
+        found = [locate(token, self.frame) for token in self._compiled.tokens]
+        return [place for place in found if place is not None]
 
     def complete(self, value: Any) -> None:
         """Stores `value` for its token."""
@@ -207,32 +201,8 @@ def locate(token: SSAValue, frame: Frame) -> tuple[Frame, OpResult] | None:
             token, frame = inner.carry[1][token.index], inner
 
 
-@dataclass(slots=True)
-class Boundary:
-    """The place between two trips of a loop, where a reader may skip ahead.
-
-    The trips before `next_value` have issued, all but what their later stages still owe; `window` holds the trips that
-    are still at work, the latest first, and `counters` how many instances each buffer has had.
-    """
-
-    chain: Chain
-    level: int
-    parent: Frame
-    lower: int
-    next_value: int
-    upper: int
-    window: deque[Trip]
-    counters: dict[BufferOp, int]
-
-
-Skipper = Callable[[Boundary], int]
-"""Says how many trips of a loop to leave out, after putting frames, counters and its own state where they would be."""
-
-
 class _Walker:
-    def __init__(self, skipper: Skipper | None = None) -> None:
-        self._skipper = skipper
-        self._windows: list[deque[Trip]] = []
+    def __init__(self) -> None:
         self._chains: dict[ForOp, Chain] = {}
         self._compiled: dict[TimedOp, _Compiled] = {}
         self._bounds: dict[ForOp, tuple[CompiledExprs, tuple[SSAValue, ...]]] = {}
@@ -265,14 +235,12 @@ class _Walker:
         if chain is None:
             chain = self._chains[root] = chain_of(root)
         window: deque[Trip] = deque(maxlen=chain.depth + 1)
-        self._windows.append(window)
         for trip in self._trips(chain, 0, parent):
             self._retire(window)
             window.appendleft(trip)
             yield from self._issue(chain, window, 0)
         for drained in range(1, chain.depth + 1):
             yield from self._issue(chain, window, drained)
-        self._windows.pop()
 
     @staticmethod
     def _retire(window: deque[Trip]) -> None:
@@ -302,8 +270,7 @@ class _Walker:
             carry = self._carries[loop] = (tuple(loop.inits), tuple(loop.yield_op.tokens))
         block, index = loop.body.block, loop.index
         previous: Frame | None = None
-        value = lower
-        while value < upper:
+        for value in range(lower, upper):
             frame = Frame(block, parent, previous, carry)
             frame.indices[index] = value
             self._create(frame, chain.buffers[level])
@@ -317,10 +284,6 @@ class _Walker:
             if empty:
                 trip = Trip([frame], [True], [True])
                 yield _mark(trip, value == lower, value == upper - 1, level)
-            value += 1
-            if self._skipper is not None and value < upper:
-                window = self._windows[-1]
-                value += self._skipper(Boundary(chain, level, parent, lower, value, upper, window, self._counters))
 
     def _range(self, loop: ForOp, frame: Frame) -> tuple[int, int]:
         compiled = self._bounds.get(loop)
@@ -349,10 +312,9 @@ def _takes_part(entry: Entry, trip: Trip) -> bool:
     return True
 
 
-def walk(kernel: KernelOp, skipper: Skipper | None = None) -> Iterator[Event]:
+def walk(kernel: KernelOp) -> Iterator[Event]:
     """Every execution of every timed operation of `kernel`, in program order.
 
-    The reader must call `Event.complete` on each event before taking the next one. With a `skipper` it may leave out
-    trips between two events.
+    The reader must call `Event.complete` on each event before taking the next one.
     """
-    return _Walker(skipper).kernel(kernel)
+    return _Walker().kernel(kernel)

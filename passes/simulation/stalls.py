@@ -6,7 +6,7 @@ the time after a resource's last operation add up to the latency, exactly:
 
     latency = busy + sum of stalls + time after the last operation        for every resource
 
-Stalls repeat with the trips they occur in, so the simulation may skip ahead as any other.
+Stalls repeat with the trips they occur in, so they need no walk along every event (`stall_scripts`).
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from typing_extensions import override
+from xdsl.ir import OpResult
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.spatial import KernelOp, LoadOp, MatmulOp, StoreOp, TimedOp, VectorOp
 from flatc.passes.cost.cost_model import CostModel
 from flatc.passes.simulation.event_simulation import Simulation
-from flatc.passes.simulation.program_order import Event, walk
-from flatc.passes.simulation.recurrence import Recurrence
+from flatc.passes.simulation.program_order import Event, Frame, walk
 from flatc.passes.simulation.simulator import tensor_name
+from flatc.passes.simulation.stall_scripts import StallScripts
+from flatc.passes.simulation.trip_plan import CannotSkip
 
 
 @dataclass(frozen=True)
@@ -54,33 +56,38 @@ class KernelTime:
 
 
 class StallSimulation(Simulation):
-    """A simulation that counts stalls beside the operations it executes: both repeat with the trips."""
+    """A plain simulation that notes stalls, by resource and what it waited for: an operation, or a buffer's label."""
 
     def __init__(self, model: CostModel):
         super().__init__(model)
-        self._names: dict[TimedOp, tuple[str, str]] = {}
+        self.stalls: Counter[tuple[str, TimedOp | str]] = Counter()
+        self._behind: dict[tuple[Frame, OpResult], TimedOp | None] = {}
+
+    @override
+    def passed(self, event: Event, ready: int) -> None:
+        self._behind[event.frame, event.op.token] = self._producer(event, ready)
 
     @override
     def waited(self, event: Event, resource: str, free: int, start: int) -> None:
-        waits_for, what = self._cause(event, start)
-        self.executed[Stall(resource, waits_for, what)] += start - free  # pyright: ignore[reportArgumentType]
+        self.stalls[resource, self._cause(event, start)] += start - free
 
-    def _cause(self, event: Event, start: int) -> tuple[str, str]:
-        for producer, ready in event.producers():
-            if ready == start:
-                return self._name(producer)
+    def _cause(self, event: Event, start: int) -> TimedOp | str:
+        producer = self._producer(event, start)
+        if producer is not None:
+            return producer
         # No token was that late, so a slot was: the buffers it touches are in textual order.
         for buffer, instance in event.instances():
-            slot = self.slots[buffer, instance % buffer.slots.data]
-            if slot.handed_over == start:
-                return "slots", buffer.label.data
+            if self.slots[buffer, instance % buffer.slots.data].handed_over == start:
+                return buffer.label.data
         raise AssertionError("an operation starts when something becomes ready")
 
-    def _name(self, op: TimedOp) -> tuple[str, str]:
-        name = self._names.get(op)
-        if name is None:
-            name = self._names[op] = (self.model.resource(op), operation_name(op))
-        return name
+    def _producer(self, event: Event, ready: int) -> TimedOp | None:
+        """The first operation whose token was ready then; behind one that idles, what that one waited for."""
+        for frame, token in event.places():
+            if frame.values[token] == ready:
+                assert isinstance(token.owner, TimedOp)
+                return self._behind.get((frame, token), token.owner)
+        return None
 
 
 def operation_name(op: TimedOp) -> str:
@@ -103,34 +110,40 @@ def _buffer(op: MatmulOp) -> tuple[str, int]:
     return owner.label.data, owner.slots.data
 
 
-def kernel_time(kernel: KernelOp, accelerator: Accelerator) -> KernelTime:
-    """Simulates one kernel and says where its time went."""
-    simulation = StallSimulation(CostModel(accelerator))
-    for event in walk(kernel, Recurrence(simulation)):
+def kernel_time(kernel: KernelOp, accelerator: Accelerator, *, skip_ahead: bool = True) -> KernelTime:
+    """Simulates one kernel and says where its time went. With `skip_ahead` the result is the same, and sooner there."""
+    model = CostModel(accelerator)
+    if skip_ahead:
+        try:
+            return _summary(StallScripts(kernel, model), model)
+        except CannotSkip:
+            pass
+    simulation = StallSimulation(model)
+    for event in walk(kernel):
         simulation.execute(event)
-    return _summary(simulation)
+    return _summary(simulation, model)
 
 
-def _summary(simulation: StallSimulation) -> KernelTime:
-    model = simulation.model
+def _summary(simulation: StallSimulation | StallScripts, model: CostModel) -> KernelTime:
     busy: Counter[str] = Counter()
-    stalls: dict[str, dict[Stall, Fraction]] = {}
-    executed: dict[tuple[TimedOp, tuple[int, ...]], int] = {}
-    for key, count in simulation.executed.items():
-        if isinstance(key, Stall):
-            stalls.setdefault(key.resource, {})[key] = Fraction(count, model.ticks_per_cycle)
-        else:
-            executed[key] = count
-            busy[model.resource(key[0])] += model.price(*key).busy * count
-    return KernelTime(
-        latency_cycles=Fraction(simulation.end, model.ticks_per_cycle),
-        resources={
-            resource: ResourceTime(
-                busy=Fraction(busy[resource], model.ticks_per_cycle),
-                stalls=stalls.get(resource, {}),
-                after=Fraction(simulation.end - free, model.ticks_per_cycle),
-            )
-            for resource, free in sorted(simulation.free_at.items())
-        },
-        executed=executed,
-    )
+    for (op, extents), count in simulation.executed.items():
+        busy[model.resource(op)] += model.price(op, extents).busy * count
+    stalls: dict[str, Counter[Stall]] = {resource: Counter() for resource in busy}
+    for (resource, cause), ticks in simulation.stalls.items():
+        named = ("slots", cause) if isinstance(cause, str) else (model.resource(cause), operation_name(cause))
+        stalls[resource][Stall(resource, *named)] += ticks
+    cycle = model.ticks_per_cycle
+    resources = {
+        resource: ResourceTime(
+            busy=Fraction(busy[resource], cycle),
+            stalls={stall: Fraction(ticks, cycle) for stall, ticks in sorted(stalls[resource].items(), key=_order)},
+            after=Fraction(simulation.end - simulation.free_at[resource], cycle),
+        )
+        for resource in sorted(busy)
+    }
+    return KernelTime(Fraction(simulation.end, cycle), resources, dict(simulation.executed))
+
+
+def _order(item: tuple[Stall, int]) -> tuple[int, str, str]:
+    stall, ticks = item
+    return -ticks, stall.waits_for, stall.what

@@ -36,7 +36,8 @@ class Event:
     """One operation: the registers it waits for, and those it writes. Without a resource it passes tokens on.
 
     `resource` are the registers of when it is free, and done; `slots` those of the instances that are touched. `age`
-    and `entry` say whose ticks it takes: those of an entry in a trip of the window.
+    and `entry` say whose ticks it takes: those of an entry in a trip of the window. `waits` are the sources that are
+    tokens, and `held` those that are earlier users of its slots, in the order in which they are blamed for a stall.
     """
 
     sources: tuple[int, ...]
@@ -45,6 +46,9 @@ class Event:
     slots: tuple[int, ...] = ()
     age: int = 0
     entry: int = 0
+    op: TimedOp | None = None
+    waits: tuple[int, ...] = ()
+    held: tuple[int, ...] = ()
 
 
 @dataclass
@@ -188,20 +192,22 @@ class Program:
     def _working(self, place: int, entry: Entry, op: TimedOp) -> Event:
         registers = self._registers
         resource = registers.resource[op]
-        free = registers.free[resource]
-        sources, slots = {free, *self._waits(op, entry.stage)}, set[int]()
+        free, waits = registers.free[resource], self._waits(op, entry.stage)
+        held, slots = list[int](), set[int]()
         for buffer in registers.touches[op]:
             age = self._view.age_of(buffer, entry.stage)
             if age is not None and buffer in registers.slots:
                 earlier, mine = instance_registers(registers, buffer, age)
-                sources.update(earlier)
+                held += earlier
                 slots.add(mine)
         token, pair = self._view.register_written(op.token, entry.stage), (free, registers.done[resource])
-        return Event(tuple(sorted(sources)), token, pair, tuple(sorted(slots)), entry.stage, place)
+        sources = tuple(sorted({free, *waits, *held}))
+        return Event(sources, token, pair, tuple(sorted(slots)), entry.stage, place, op, tuple(waits), tuple(held))
 
     def _idle(self, entry: Entry, op: TimedOp) -> Event:
-        sources = (self._registers.origin, *self._waits(op, entry.stage))
-        return Event(sources, self._view.register_written(op.token, entry.stage))
+        waits = tuple(self._waits(op, entry.stage))
+        token = self._view.register_written(op.token, entry.stage)
+        return Event((self._registers.origin, *waits), token, waits=waits)
 
     def _waits(self, op: TimedOp, age: int) -> list[int]:
         return [
@@ -251,32 +257,32 @@ def instance_registers(registers: Registers, buffer: BufferOp, age: int) -> tupl
 class Piece:
     """A part of a program with its ticks."""
 
-    __slots__ = ("_merges", "_passes", "_sources", "_targets", "_works", "touched")
+    __slots__ = ("merges", "sources", "targets", "touched", "works")
 
     def __init__(self, part: Part, window: Window):
-        self._merges = part.merges
-        self._targets = [target for target, _ in part.moves]
-        self._sources = [source for _, source in part.moves]
-        self._works = [(event, *_ticks(event, window)) for event in part.events]
+        self.merges = part.merges
+        self.targets = [target for target, _ in part.moves]
+        self.sources = [source for _, source in part.moves]
+        self.works = [(event, *_ticks(event, window)) for event in part.events]
         self.touched = part.touched()
 
     @property
     def events(self) -> int:
         """How many operations it executes."""
-        return len(self._works)
+        return len(self.works)
 
     @property
     def longest(self) -> int:
         """A bound of how far it moves any time."""
-        return sum(max(busy, latency) for _, busy, latency in self._works)
+        return sum(max(busy, latency) for _, busy, latency in self.works)
 
     def run(self, times: list[int]) -> None:
         """Moves times on, event by event."""
-        for target, source in self._merges:
+        for target, source in self.merges:
             times[target] = max(times[target], times[source])
-        for target, value in zip(self._targets, [times[source] for source in self._sources], strict=True):
+        for target, value in zip(self.targets, [times[source] for source in self.sources], strict=True):
             times[target] = value
-        for event, busy, latency in self._works:
+        for event, busy, latency in self.works:
             end = max([times[source] for source in event.sources])
             if event.resource is not None:
                 free, done = event.resource
@@ -291,11 +297,11 @@ class Piece:
         """The same on the rows of a matrix: what it does to sums of the times before."""
         import numpy as np
 
-        for target, source in self._merges:
+        for target, source in self.merges:
             rows[target] = np.maximum(rows[target], rows[source])
-        for target, value in zip(self._targets, [rows[source] for source in self._sources], strict=True):
+        for target, value in zip(self.targets, [rows[source] for source in self.sources], strict=True):
             rows[target] = value
-        for event, busy, latency in self._works:
+        for event, busy, latency in self.works:
             end = np.maximum.reduce([rows[source] for source in event.sources])
             if event.resource is not None:
                 free, done = event.resource

@@ -251,13 +251,14 @@ class ScriptWriter:
         waits = [place for token in op.after if (place := self._kernel_token(token)) is not None]
         token = self._kernel_token(op.token)
         if isinstance(work, Idle):
-            return Piece(Part(events=[Event((registers.origin, *waits), token)]), ())
+            return Piece(Part(events=[Event((registers.origin, *waits), token, waits=tuple(waits))]), ())
         assert isinstance(work, Busy)
         self.own_work.append(work)
         resource = registers.resource[op]
         pair = registers.free[resource], registers.done[resource]
         trip = Kind(-1, ((), (), ()), (work,))
-        return Piece(Part(events=[Event((pair[0], *waits), token, pair)]), (trip,))
+        event = Event((pair[0], *waits), token, pair, op=op, waits=tuple(waits))
+        return Piece(Part(events=[event]), (trip,))
 
     # --- Loops --------------------------------------------------------------------------------------------
 
@@ -275,7 +276,8 @@ class ScriptWriter:
             place = self._trips(out, place, None, 1)
         pairs = zip(results, pipeline.results(series, place.window), strict=True)
         origin = self.registers.origin
-        events = [Event((origin if source is None else source,), kept) for kept, source in pairs if kept is not None]
+        sources = [(origin if source is None else source, kept) for kept, source in pairs if kept is not None]
+        events = [Event((source,), kept, waits=(source,)) for source, kept in sources]
         if events:
             out.piece(Piece(Part(events=events), ()))
 
