@@ -21,12 +21,12 @@ from flatc.dialects.spatial_types import TensorRefType
 
 @irdl_op_definition
 class RopeTableOp(IRDLOperation):
-    """Cosines and sines of rotary positions, [positions, dims], in off-chip memory from the start.
+    """Cosines and sines of rotary positions, [positions, dims] behind dims of 1, in off-chip memory from the start.
 
         %t = spatial.rope_table "rope" start 0 base 10000.0 : !spatial.tensor<512x64xf32>
 
     Row r, column i < dims / 2 holds the cosine of `(start + r) * base ** (-2 i / dims)`; the sine is dims / 2 columns
-    to the right of it.
+    to the right of it. It stands in a schedule, or in the only kernel that reads it.
     """
 
     name = "spatial.rope_table"
@@ -45,8 +45,10 @@ class RopeTableOp(IRDLOperation):
     @override
     def verify_(self) -> None:
         dims = self.tensor.type.dims
-        if len(dims) != 2 or dims[1] % 2:
-            raise VerifyException(f"a rope table is [positions, an even number of features], got {self.tensor.type}")
+        if len(dims) < 2 or max(dims[:-2], default=1) > 1 or dims[-1] % 2:
+            raise VerifyException(
+                f"a rope table is [1, ..., positions, an even number of features], got {self.tensor.type}"
+            )
         if self.start.data < 0 or self.wavelength.value.data <= 0:
             raise VerifyException("a rope table starts at position 0 or later and has a base above 0")
 

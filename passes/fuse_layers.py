@@ -13,8 +13,9 @@ becomes one, so that what one of them computes goes to the next without leaving 
 Appending to a cache is a kernel too, which copies, unless what is appended comes straight from another kernel: then
 that one stores into the cache.
 
-A chain goes on to the operator that follows in the program, if that is the only one to use its result. Splitting
-and merging heads stays where it is: it moves nothing, and `lower-to-spatial` makes views of it.
+A chain goes on to the operator that uses its result, if it is the only one, and runs where its last operator stands;
+of two chains that meet, the first goes on. Splitting and merging heads stays where it is: it moves nothing, and
+`lower-to-spatial` makes views of it.
 
 Kernels are named by what they do, products by their weight, appending by the cache; the second of a name is `name_1`.
 The pass knows nothing of accelerators and changes no numbers.
@@ -74,7 +75,7 @@ def find_kernels(block: Block) -> list[LayerKernel]:
         elif isinstance(op, AppendOp) and not _is_computed(op.new):
             found.append(LayerKernel(f"append_{op.cache.name_hint}" if op.cache.name_hint else "append", (op,)))
         elif isinstance(op, VECTOR_OPS) and op not in taken:
-            chain = tuple(_chain(op))
+            chain = tuple(_chain(op, taken))
             taken.update(chain)
             found.append(LayerKernel("_".join(_short_name(link) for link in chain), chain))
     return found
@@ -85,18 +86,19 @@ def _is_computed(value: SSAValue) -> bool:
     return isinstance(value.owner, AttnOp | FusedOp) and not isinstance(value.owner, SplitHeadsOp | AppendOp)
 
 
-def _chain(first: AttnOp) -> Iterator[AttnOp]:
+def _chain(first: AttnOp, taken: set[Operation]) -> Iterator[AttnOp]:
+    """The operators from `first` on, each the only user of the one before."""
     op: Operation | None = first
     while isinstance(op, VECTOR_OPS):
         yield op
         users = {use.operation for use in op.results[0].uses}
-        following = op.next_op
-        op = following if users == {following} and _keeps_rows(op, following) else None
+        following = users.pop() if len(users) == 1 else None
+        op = following if following not in taken and _keeps_rows(op, following) else None
 
 
 def _keeps_rows(op: AttnOp, following: Operation | None) -> bool:
     """Whether the next operator gives a tensor of the same shape, so that tiles of one are tiles of the other."""
-    return isinstance(following, VECTOR_OPS) and following.shape() == op.shape()
+    return isinstance(following, VECTOR_OPS) and following.shape() == op.shape() and following.parent is op.parent
 
 
 def _product_name(op: LinearOp) -> str:

@@ -93,7 +93,7 @@ def execute(schedule: ScheduleOp, arguments: Sequence[Array], precision: Precisi
             dtype = precision.stored(type.element_type)
             tensors[op.tensor] = OffchipTensor.empty(op.label.data, type.dims, dtype)
         elif isinstance(op, RopeTableOp):
-            tensors[op.tensor] = OffchipTensor.given(op.label.data, _rope_table(op, precision))
+            tensors[op.tensor] = _rope_tensor(op, precision)
         elif isinstance(op, ViewOp):
             tensors[op.tensor] = tensors[op.source].view(op.tensor.type.dims, op.dims_order)
         elif isinstance(op, SliceOp):
@@ -101,6 +101,9 @@ def execute(schedule: ScheduleOp, arguments: Sequence[Array], precision: Precisi
         elif isinstance(op, ExtendOp):
             tensors[op.tensor] = tensors[op.source].extended(op.tensor.type.dims)
         elif isinstance(op, KernelOp):
+            for table in op.body.block.ops:
+                if isinstance(table, RopeTableOp):
+                    tensors[table.tensor] = _rope_tensor(table, precision)
             moved += _Kernel(op, tensors, precision).run()
             for tensor in tensors.values():
                 tensor.settle()
@@ -109,10 +112,10 @@ def execute(schedule: ScheduleOp, arguments: Sequence[Array], precision: Precisi
     return ScheduleRun(_outputs(schedule, tensors), bytes)
 
 
-def _rope_table(op: RopeTableOp, precision: Precision) -> Array:
-    rows, dims = op.tensor.type.dims
-    table = rotary_table(rows, dims, op.start.data, op.wavelength.value.data)
-    return precision.store(table, op.tensor.type.element_type)
+def _rope_tensor(op: RopeTableOp, precision: Precision) -> OffchipTensor:
+    dims = op.tensor.type.dims
+    table = rotary_table(dims[-2], dims[-1], op.start.data, op.wavelength.value.data)
+    return OffchipTensor.given(op.label.data, precision.store(table.reshape(dims), op.tensor.type.element_type))
 
 
 @meaning(ScheduleOp)
