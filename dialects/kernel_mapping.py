@@ -1,6 +1,7 @@
 """What mappings of all kinds of kernels have in common: a text form, that says of which kind it is.
 
     #flat.mapping<tiles(batch 1, ...) keep(Q x2, ...) ...>         attention (`mapping`)
+    #flat.mapping<product tiles(m 256, ...) order(m, n) ...>       a matrix product (`product_mapping`)
     #flat.mapping<vector tiles(4 x 768) order(0, 1) ...>           chains of vector operations (`vector_mapping`)
 
 Every other kind begins with its own name; `_PARSERS` lists them. The records themselves know nothing of each other, and
@@ -14,6 +15,7 @@ from typing import Protocol, runtime_checkable
 
 from flatc.dialects.append_mapping import parse_append_mapping
 from flatc.dialects.mapping import MappingTokens, parse_mapping
+from flatc.dialects.product_mapping import parse_product_mapping
 from flatc.dialects.vector_mapping import parse_vector_mapping
 
 
@@ -30,6 +32,7 @@ class KernelMapping(Protocol):
 
 _PARSERS: dict[str, Callable[[MappingTokens], KernelMapping]] = {
     "append": parse_append_mapping,
+    "product": parse_product_mapping,
     "vector": parse_vector_mapping,
 }
 """How the mapping of a kind is read, by the word that it begins with; an attention's begins with its tiles."""

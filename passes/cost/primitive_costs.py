@@ -100,6 +100,17 @@ def fold_limits(array: Array, stationarity: str, p: Count, q: Count) -> tuple[Co
     return rows, columns
 
 
+def largest_folds(array: Array, stationarity: str, tile: MatmulTile) -> tuple[Count, Count]:
+    """The most pieces of a product along rows and columns that the machine permits and the tile has."""
+    import numpy as np
+
+    p, q, _ = spatial_extents(stationarity, tile)
+    most_rows, most_columns = fold_limits(array, stationarity, p, q)
+    pieces = tile.batch * ceil_divide(p, array.rows) * ceil_divide(q, array.columns)
+    columns = np.minimum(most_columns, pieces)
+    return np.minimum(most_rows, ceil_divide(pieces, columns)), columns
+
+
 def _at_least_one(value: Count) -> Count:
     if isinstance(value, int):
         return max(value, 1)

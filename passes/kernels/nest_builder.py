@@ -6,29 +6,22 @@ tile sizes and expressions, not what is computed; `query_tile` and `kernel_sched
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from xdsl.dialects.builtin import IndexType
-from xdsl.ir import Attribute, Block, Operation, SSAValue
+from xdsl.ir import Attribute, SSAValue
 
 from flatc.dialects.mapping import Mapping
-from flatc.dialects.quasi_affine import Expr, Range, as_expr, ceildiv, const, maximum, minimum, var
+from flatc.dialects.quasi_affine import Expr, ceildiv, const, maximum, minimum, var
 from flatc.dialects.spatial import (
     Access,
-    BufferOp,
-    BufferType,
-    LoadOp,
     StartOp,
-    StoreOp,
-    TimedBuilder,
-    TimedOp,
-    TokenType,
     YieldOp,
     make_for,
 )
 from flatc.passes.cost.primitive_costs import ceil_divide
 from flatc.passes.kernels.live_keys import live_keys
+from flatc.passes.kernels.nest import Nest
 from flatc.passes.kernels.problem import AttentionProblem
 
 
@@ -62,7 +55,7 @@ KeyBody = Callable[[SSAValue], SSAValue]
 LOOPS = ("batch", "kv_head", "group", "query")
 
 
-class NestBuilder:
+class NestBuilder(Nest):
     """Positions, extents, buffers, transfers and loops at the current place of a loop nest under construction."""
 
     def __init__(
@@ -73,17 +66,16 @@ class NestBuilder:
         tensors: Tensors,
         scale: float | None,
     ):
+        super().__init__()
         self.problem, self.mapping, self.types, self.tensors = problem, mapping, types, tensors
         self.scale = scale
-        self.loops: dict[str, SSAValue] = {}
-        self.ops: list[Operation] = []
         tiles, p = mapping.tiles, problem
         self.tile = {"batch": tiles.batch, "kv_head": tiles.kv_head, "group": tiles.group}
         self.tile |= {"query": tiles.query * mapping.interleave, "key": tiles.key}
         self.size = {"batch": p.batch, "kv_head": p.kv_heads, "group": p.group}
         self.size |= {"query": p.queries, "key": p.keys}
         self.trips = {dim: ceil_divide(self.size[dim], self.tile[dim]) for dim in self.size}
-        self.ranges: dict[str, Range] = {dim: (0, trips - 1) for dim, trips in self.trips.items()}
+        self.ranges = {dim: (0, trips - 1) for dim, trips in self.trips.items()}
         # The query loop is always there: it is the loop that everything else is pipelined in.
         self.outer = [dim for dim in LOOPS if self.trips[dim] > 1 or dim == "query"]
         self._live = live_keys(problem.mask if problem.skips_hidden else None, problem.keys)
@@ -99,10 +91,6 @@ class NestBuilder:
     def extent(self, dim: str) -> Expr:
         """Elements of the current tile along `dim`; the last tile may be ragged."""
         return self.simplified(minimum(self.tile[dim], self.size[dim] - self.start(dim)))
-
-    def simplified(self, expr: Expr) -> Expr:
-        """`expr` with what the ranges of the loops imply."""
-        return expr.simplify(self.ranges)
 
     def at_rows(self, expr: Expr) -> Expr:
         """An expression of `start` and `last` for the rows of the current query tile."""
@@ -142,71 +130,7 @@ class NestBuilder:
         """Tile sizes of batch, kv head and group."""
         return [self.tile["batch"], self.tile["kv_head"], self.tile["group"]]
 
-    # --- Small builders ---------------------------------------------------------------------------------
-
-    def buffer(
-        self, label: str, slots: int, shape: Sequence[int], type: Attribute, initial: float | None = None
-    ) -> SSAValue:
-        """Declares a buffer here."""
-        op = BufferOp(label, slots, BufferType(shape, type), initial=initial)
-        op.buffer.name_hint = label
-        self.ops.append(op)
-        return op.buffer
-
-    def emit(self, op: TimedOp, hint: str) -> SSAValue:
-        """Appends a timed operation and gives its token."""
-        op.token.name_hint = hint
-        self.ops.append(op)
-        return op.token
-
-    def timed(
-        self,
-        extents: Sequence[Expr | int],
-        reads: Sequence[Access | SSAValue] = (),
-        writes: Sequence[Access | SSAValue] = (),
-        after: Sequence[SSAValue] = (),
-        stage: int = 0,
-    ) -> TimedBuilder:
-        """The shared part of a timed operation at the current place."""
-        return TimedBuilder(
-            self.loops,
-            [as_expr(e) for e in extents],
-            [a if isinstance(a, Access) else Access(a) for a in reads],
-            [a if isinstance(a, Access) else Access(a) for a in writes],
-            after=list(dict.fromkeys(after)),
-            stage=stage,
-        )
-
-    def load(
-        self, tensor: SSAValue, starts: Sequence[Expr], extents: Sequence[Expr], into: Access, stage: int, hint: str
-    ) -> SSAValue:
-        """A load of a box of `tensor`."""
-        timed = replace(self.timed(extents, writes=[into], stage=stage), tensor=tensor, tensor_offsets=starts)
-        return self.emit(LoadOp(timed), f"load_{hint}")
-
-    def store(
-        self,
-        source: Access,
-        tensor: SSAValue,
-        starts: Sequence[Expr],
-        extents: Sequence[Expr],
-        after: Sequence[SSAValue],
-        stage: int,
-    ) -> SSAValue:
-        """A store into a box of `tensor`."""
-        timed = replace(
-            self.timed(extents, reads=[source], after=after, stage=stage), tensor=tensor, tensor_offsets=starts
-        )
-        return self.emit(StoreOp(timed), "store")
-
     # --- Loops ------------------------------------------------------------------------------------------
-
-    def loop_block(self, dim: str, tokens: int = 0) -> Block:
-        """The body of a loop over tiles of `dim`, whose index it makes known."""
-        block = Block(arg_types=[IndexType(), *[TokenType()] * tokens])
-        block.args[0].name_hint = dim
-        self.loops[dim] = block.args[0]
-        return block
 
     def key_loop(
         self, body: KeyBody, *, stream: bool, stage: int, first: Expr | None = None, init: SSAValue | None = None

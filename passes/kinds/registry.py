@@ -19,9 +19,10 @@ from flatc.passes.kernels.schedule_problem import Part, joined
 from flatc.passes.kinds.append import APPEND
 from flatc.passes.kinds.attention import ATTENTION
 from flatc.passes.kinds.kind import KernelKind
+from flatc.passes.kinds.product import PRODUCT
 from flatc.passes.kinds.vector import VECTOR
 
-KINDS: Sequence[KernelKind[Any, Any]] = (ATTENTION, APPEND, VECTOR)
+KINDS: Sequence[KernelKind[Any, Any]] = (ATTENTION, PRODUCT, VECTOR, APPEND)
 
 
 def kind_of(fused: FusedOp) -> KernelKind[Any, Any]:

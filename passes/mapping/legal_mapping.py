@@ -25,7 +25,7 @@ def check_mapping(problem: AttentionProblem, mapping: Mapping, accelerator: Acce
     _check_stages(mapping, kernel)
     for name, use in (("logit", mapping.logit), ("attend", mapping.attend)):
         if problem.has(name):
-            _check_array_use(accelerator, use, product_tile(problem, mapping, name), f"{kernel}: {name}")
+            check_array_use(accelerator, use, product_tile(problem, mapping, name), f"{kernel}: {name}")
 
 
 def product_tile(problem: AttentionProblem, mapping: Mapping, product: str) -> MatmulTile:
@@ -113,7 +113,8 @@ def _check_stages(mapping: Mapping, kernel: str) -> None:
             raise FlatcError(f"{kernel}: stage {first} of {earlier} comes after stage {second} of {later}")
 
 
-def _check_array_use(accelerator: Accelerator, use: ArrayUse, tile: MatmulTile, what: str) -> None:
+def check_array_use(accelerator: Accelerator, use: ArrayUse, tile: MatmulTile, what: str) -> None:
+    """Raises `FlatcError` if the machine's array cannot be used so for a product of full tiles."""
     array = accelerator.array
     if use.stationarity not in array.stationarities:
         raise FlatcError(

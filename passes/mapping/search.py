@@ -35,7 +35,7 @@ from flatc.passes.cost.closed_form import (
     peak_buffer_bytes,
     total_work,
 )
-from flatc.passes.cost.primitive_costs import MatmulTile, ceil_divide, energy_pj, fold_limits, spatial_extents
+from flatc.passes.cost.primitive_costs import MatmulTile, ceil_divide, energy_pj, largest_folds
 from flatc.passes.kernels.problem import AttentionProblem
 from flatc.passes.mapping.map_space import Family, columns, families, tiles
 
@@ -175,7 +175,7 @@ class _Space:
         found = self._lower.get(structure)
         if found is None:
             counts = self.shared.counts(structure)
-            found = _objectives(
+            found = objectives(
                 self.objective,
                 latency=_largest(busy_cycles(self.accelerator, counts).values()),
                 energy=sum(energy_pj(self.accelerator, total_work(counts)).values()),
@@ -194,11 +194,7 @@ class _Space:
             tile = MatmulTile(batch, rows, tiles.key, rows * 0 + self.problem.d_qk)
         else:
             tile = MatmulTile(batch, rows, rows * 0 + self.problem.d_v, tiles.key)
-        p, q, _ = spatial_extents(stationarity, tile)
-        most_rows, most_columns = fold_limits(array, stationarity, p, q)
-        pieces = batch * ceil_divide(p, array.rows) * ceil_divide(q, array.columns)
-        fold_columns = np.minimum(most_columns, pieces)
-        return np.minimum(most_rows, ceil_divide(pieces, fold_columns)), fold_columns
+        return largest_folds(array, stationarity, tile)
 
     def with_folds(self, columns: Columns, structure: Structure, rows: Any) -> Columns:
         """`columns`, which are the tiles at `rows`, with the folds of a structure."""
@@ -238,7 +234,7 @@ class _Candidates:
         import numpy as np
 
         bounds = [[bound[self.rows] for bound in self.space.lower_bounds(s)] for s in self.structures]
-        first = [_first(bound) for bound in bounds]
+        first = [first_row(bound) for bound in bounds]
         order = sorted(range(len(bounds)), key=lambda i: [float(bound[first[i]]) for bound in bounds[i]])
         best = self._priced(self.structures[order[0]], np.array([first[order[0]]]))
         for i in order:
@@ -255,19 +251,19 @@ class _Candidates:
         space, rows = self.space, self.rows[indices]
         counts, peak = space.shared.counts(structure, rows), self.peak[indices]
         cost = evaluate(space.problem, space.accelerator, structure, self.columns.take(indices), counts, peak)
-        order = _objectives(space.objective, cost.latency_cycles, cost.energy_pj, cost.offchip_bytes)
+        order = objectives(space.objective, cost.latency_cycles, cost.energy_pj, cost.offchip_bytes)
         order += [space.visited[rows], peak]
-        best = _first(order)
+        best = first_row(order)
         return tuple(float(key[best]) for key in order), structure, int(indices[best])
 
 
-def _objectives(objective: Objective, latency: Any, energy: Any, offchip: Any) -> list[Any]:
+def objectives(objective: Objective, latency: Any, energy: Any, offchip: Any) -> list[Any]:
     """What is compared, in order: the objective, then the others."""
     keys = {"latency": latency, "energy": energy, "edp": latency * energy, "offchip": offchip}
     return [keys[objective], *(keys[other] for other in OBJECTIVES if other != objective)]
 
 
-def _first(keys: Sequence[Any]) -> int:
+def first_row(keys: Sequence[Any]) -> int:
     """The index of the first of the rows by several keys in turn, the earliest of equals."""
     import numpy as np
 

@@ -1,0 +1,165 @@
+"""The loop nest of one matrix product.
+
+    for m:                                   # or n first, as the mapping's order says
+      load X                                 # here, if x is kept at m: the whole strip [tile m, k]
+      for n stream:
+        load B                               # the bias of these columns
+        for k stream:
+          load X, load W                     # what is not kept further out
+          sums += X . W
+        result = sums + B                    # or a conversion, or neither
+        store
+
+Loops of one trip are left out, but for the outermost; what is kept at a loop that is left out is loaded once, before
+everything. All loops are one pipeline: the store of one tile overlaps the products of the next.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from xdsl.ir import Attribute, Operation, SSAValue
+
+from flatc.dialects.product_mapping import ProductMapping
+from flatc.dialects.quasi_affine import Expr, const, minimum, var
+from flatc.dialects.spatial import Access, MatmulOp, TensorRefType, VectorOp
+from flatc.passes.cost.primitive_costs import ceil_divide
+from flatc.passes.kernels.nest import Nest
+from flatc.passes.kernels.product_problem import ProductProblem
+
+
+@dataclass(frozen=True)
+class ProductTensors:
+    """The tensors off chip, of two dims each (the bias [1, n]), and the type of the sums."""
+
+    x: SSAValue
+    w: SSAValue
+    bias: SSAValue | None
+    result: SSAValue
+    accumulator: Attribute
+
+
+class ProductNest(Nest):
+    """Builds the operations of one product's kernel; `build` gives them."""
+
+    def __init__(self, problem: ProductProblem, mapping: ProductMapping, tensors: ProductTensors):
+        super().__init__()
+        self.problem, self.mapping, self.tensors = problem, mapping, tensors
+        tiles = mapping.tiles
+        self.size = {"m": problem.m, "n": problem.n, "k": problem.k}
+        self.tile = {"m": tiles.m, "n": tiles.n, "k": tiles.k}
+        self.trips = {dim: ceil_divide(self.size[dim], self.tile[dim]) for dim in self.size}
+        self.ranges = {dim: (0, trips - 1) for dim, trips in self.trips.items()}
+        self.present = [dim for dim in mapping.order if self.trips[dim] > 1 or dim == mapping.order[0]]
+        self.on_chip: dict[str, tuple[Access, SSAValue]] = {}
+
+    def build(self) -> list[Operation]:
+        """The operations of the kernel's body."""
+        with ExitStack() as loops:
+            self._keep(None)
+            for depth, dim in enumerate(self.present):
+                loops.enter_context(self.loop(dim, self.trips[dim], stream=depth > 0))
+                self._keep(dim)
+            self._tile()
+        return self.ops
+
+    # --- Places -----------------------------------------------------------------------------------------
+
+    def _start(self, dim: str) -> Expr:
+        return var(dim) * self.tile[dim] if self.trips[dim] > 1 else const(0)
+
+    def _extent(self, dim: str) -> Expr:
+        return self.simplified(minimum(self.tile[dim], self.size[dim] - self._start(dim)))
+
+    def _stage(self, stage: int) -> int:
+        """A kernel's body is no loop: what stands there has no stage."""
+        return stage if self.loops else 0
+
+    # --- Operands ---------------------------------------------------------------------------------------
+
+    def _keep(self, dim: str | None) -> None:
+        """Loads what stays on chip across the loops inside of `dim`; None stands for the kernel itself."""
+        keep = self.mapping.keep
+        if keep.x_level == "m" and self._stands("m", dim):
+            self.on_chip["x"] = self._load_x(whole=True)
+        if keep.w_level == "n" and self._stands("n", dim):
+            self.on_chip["w"] = self._load_w(whole=True)
+        if self.tensors.bias is not None and self._stands("n", dim):
+            self.on_chip["bias"] = self._load("bias", self.tensors.bias, ("", "n"), keep.y_slots)
+
+    def _stands(self, level: str, dim: str | None) -> bool:
+        """Whether the loop of a level is `dim`; a loop that is left out is the kernel."""
+        return level == dim if level in self.present else dim is None
+
+    def _load_x(self, *, whole: bool) -> tuple[Access, SSAValue]:
+        return self._load("x", self.tensors.x, ("m", "" if whole else "k"), self.mapping.keep.x_slots)
+
+    def _load_w(self, *, whole: bool) -> tuple[Access, SSAValue]:
+        return self._load("w", self.tensors.w, ("" if whole else "k", "n"), self.mapping.keep.w_slots)
+
+    def _load(self, name: str, tensor: SSAValue, dims: tuple[str, str], slots: int) -> tuple[Access, SSAValue]:
+        """A tile along both dims; the empty name stands for all of a dim."""
+        type = tensor.type
+        assert isinstance(type, TensorRefType)
+        shape = [self.tile[dim] if dim else size for dim, size in zip(dims, type.dims, strict=True)]
+        buffer = self.buffer(name.upper() if len(name) == 1 else name, slots, shape, type.element_type)
+        starts = [self._start(dim) if dim else const(0) for dim in dims]
+        extents = [self._extent(dim) if dim else const(size) for dim, size in zip(dims, type.dims, strict=True)]
+        stage = self._stage(self.mapping.stages.load)
+        return Access(buffer), self.load(tensor, starts, extents, Access(buffer), stage, name)
+
+    def _operand(self, name: str) -> tuple[Access, SSAValue]:
+        """What the product reads in this turn: a window of what is kept, or a tile of its own."""
+        if name in self.on_chip:
+            access, loaded = self.on_chip[name]
+            term, zero = self._start("k"), const(0)
+            return Access(access.value, (zero, term) if name == "x" else (term, zero)), loaded
+        return self._load_x(whole=False) if name == "x" else self._load_w(whole=False)
+
+    # --- Work -------------------------------------------------------------------------------------------
+
+    def _tile(self) -> None:
+        """One tile of the result: its sums over all of k, what finishes them, and the store."""
+        slots, shape = self.mapping.keep.y_slots, [self.tile["m"], self.tile["n"]]
+        streams = self.trips["k"] > 1
+        sums = self.buffer("sums", slots, shape, self.tensors.accumulator, 0.0 if streams else None)
+        if streams:
+            with self.reduction("k", self.trips["k"]) as token:
+                token.append(self._multiply(sums, accumulate=True))
+            done = token[0]
+        else:
+            done = self._multiply(sums, accumulate=False)
+        self._finish(sums, done)
+
+    def _multiply(self, sums: SSAValue, *, accumulate: bool) -> SSAValue:
+        (x, x_loaded), (w, w_loaded) = self._operand("x"), self._operand("w")
+        use = self.mapping.array
+        timed = self.timed(
+            [self._extent("m"), self._extent("n"), self._extent("k")],
+            [x, w],
+            [sums],
+            [x_loaded, w_loaded],
+            self.mapping.stages.multiply,
+        )
+        fold = (use.fold_rows, use.fold_columns)
+        op = MatmulOp(timed, stationarity=use.stationarity, batch_rank=0, fold=fold, accumulate=accumulate)
+        return self.emit(op, "product")
+
+    def _finish(self, sums: SSAValue, done: SSAValue) -> None:
+        """Adds the bias or converts, where that is due, and stores."""
+        extents, stage, result = [self._extent("m"), self._extent("n")], self.mapping.stages.store, sums
+        if self.problem.own_result:
+            type = self.tensors.result.type
+            assert isinstance(type, TensorRefType)
+            shape = [self.tile["m"], self.tile["n"]]
+            result = self.buffer("result", self.mapping.keep.y_slots, shape, type.element_type)
+        if self.problem.finishes:
+            reads, after = [Access(sums)], [done]
+            if "bias" in self.on_chip:
+                bias, loaded = self.on_chip["bias"]
+                reads, after = [*reads, bias], [done, loaded]
+            kind = "add" if self.problem.has_bias else "cast"
+            done = self.emit(VectorOp(kind, self.timed(extents, reads, [result], after, stage)), kind)
+        starts = [self._start("m"), self._start("n")]
+        self.store(Access(result), self.tensors.result, starts, extents, [done], stage)
