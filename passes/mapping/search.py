@@ -186,7 +186,6 @@ class _Space:
 
     def _folds(self, name: str, stationarity: str) -> tuple[Any, Any]:
         """The largest folds of a product that the machine permits and the tile has pieces for."""
-        import numpy as np
 
         array, tiles = self.accelerator.array, self.tiles
         batch, rows = tiles.batch * tiles.kv_head, tiles.group * tiles.query

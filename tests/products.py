@@ -1,0 +1,113 @@
+"""Matrix products for tests: graphs of one product, mappings by hand or at random, schedules of both."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from xdsl.context import Context
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.utils.exceptions import VerifyException
+
+from flatc.accelerators import load
+from flatc.builder import Graph
+from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.flat import FusedOp, MappingAttr
+from flatc.dialects.mapping import ArrayUse
+from flatc.dialects.product_mapping import ProductKeep, ProductMapping, ProductStages, ProductTiles
+from flatc.dialects.spatial import KernelOp, ScheduleOp
+from flatc.passes.fuse_layers import FuseLayersPass
+from flatc.passes.kernels.product_problem import ProductProblem, match_product
+from tests.support import lower_mapped
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product x[rows, k] . w[k, n], with a bias or without."""
+
+    rows: tuple[int, ...] = (2, 7)
+    n: int = 12
+    k: int = 10
+    bias: bool = True
+
+    def graph(self, dtype: str = "bf16", softmax: str = "f32") -> ModuleOp:
+        """The module of `output y = x @ w + b`."""
+        graph = Graph("product", dtype=dtype, softmax=softmax)
+        x, w = graph.input("x", [*self.rows, self.k]), graph.input("w", [self.k, self.n])
+        bias = graph.input("b", [self.n]) if self.bias else None
+        graph.output(graph.linear(x, w, bias=bias), names=["y"])
+        return graph.module()
+
+
+def products_in(module: ModuleOp) -> list[FusedOp]:
+    """Fuses what is no attention, in place; gives all kernels."""
+    FuseLayersPass().apply(Context(), module)
+    return [op for op in module.walk() if isinstance(op, FusedOp)]
+
+
+def problem_of(product: Product, dtype: str = "bf16", softmax: str = "f32") -> ProductProblem:
+    """The problem of a product."""
+    (kernel,) = products_in(product.graph(dtype, softmax))
+    return match_product(kernel)[0]
+
+
+def product_schedule(module: ModuleOp, mapping: ProductMapping, accelerator: Accelerator) -> ScheduleOp:
+    """The schedule of a graph of one product, in place."""
+    (kernel,) = products_in(module)
+    kernel.mapping = MappingAttr(mapping)
+    return lower_mapped(module, accelerator)
+
+
+@dataclass(frozen=True)
+class ProductCase:
+    """A random product, its mapping, and the schedule of both."""
+
+    problem: ProductProblem
+    mapping: ProductMapping
+    accelerator: Accelerator
+    module: ModuleOp
+
+    @property
+    def kernel(self) -> KernelOp:
+        """The only kernel."""
+        return next(op for op in self.module.walk() if isinstance(op, KernelOp))
+
+
+def random_product_case(rng: random.Random, accelerators: Sequence[str] = ("edge", "cloud")) -> ProductCase:
+    """One product and one mapping of it that fits, tried until the verifier of schedules accepts it."""
+    while True:
+        product = Product(
+            rng.choice([(1,), (13,), (2, 7), (3, 5, 2), (64,)]),
+            rng.choice([1, 7, 32, 45]),
+            rng.choice([1, 5, 33, 64]),
+            rng.random() < 0.5,
+        )
+        types = rng.choice([("bf16", "f32"), ("f64", "f64"), ("f32", "f32")])
+        problem, accelerator = problem_of(product, *types), load(rng.choice(accelerators))
+        mapping, module = random_product_mapping(rng, problem), product.graph(*types)
+        try:
+            product_schedule(module, mapping, accelerator)
+        except VerifyException as error:
+            if " needs " not in str(error):
+                raise
+            continue
+        return ProductCase(problem, mapping, accelerator, module)
+
+
+def random_product_mapping(rng: random.Random, problem: ProductProblem) -> ProductMapping:
+    """A mapping that may need more slots than it has."""
+    stages = rng.choice([(0, 0, 0), (0, 0, 1), (0, 1, 2)])
+    stationarity = rng.choice(["output", "weight", "input"])
+    return ProductMapping(
+        ProductTiles(*(rng.randint(1, size) for size in (problem.m, problem.n, problem.k))),
+        rng.choice([("m", "n"), ("n", "m")]),
+        ProductKeep(
+            *(rng.randint(1, 3) for _ in range(3)),
+            rng.choice(["k", "m"]),
+            rng.choice(["k", "n"]),
+        ),
+        ArrayUse(cast("str", stationarity)),  # pyright: ignore[reportArgumentType]
+        ProductStages(*stages),
+    )
