@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
@@ -15,7 +14,7 @@ from flatc.accelerators import load
 from flatc.builder import Graph
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.flat import FusedOp, MappingAttr
-from flatc.dialects.mapping import ArrayUse
+from flatc.dialects.mapping import ArrayUse, Stationarity
 from flatc.dialects.product_mapping import ProductKeep, ProductMapping, ProductStages, ProductTiles
 from flatc.dialects.spatial import KernelOp, ScheduleOp
 from flatc.passes.fuse_layers import FuseLayersPass
@@ -98,16 +97,14 @@ def random_product_case(rng: random.Random, accelerators: Sequence[str] = ("edge
 
 def random_product_mapping(rng: random.Random, problem: ProductProblem) -> ProductMapping:
     """A mapping that may need more slots than it has."""
-    stages = rng.choice([(0, 0, 0), (0, 0, 1), (0, 1, 2)])
-    stationarity = rng.choice(["output", "weight", "input"])
+    load, multiply, store = rng.choice([(0, 0, 0), (0, 0, 1), (0, 1, 2)])
+    m, n, k = (rng.randint(1, size) for size in (problem.m, problem.n, problem.k))
+    x, w, y = (rng.randint(1, 3) for _ in range(3))
+    stationarities: list[Stationarity] = ["output", "weight", "input"]
     return ProductMapping(
-        ProductTiles(*(rng.randint(1, size) for size in (problem.m, problem.n, problem.k))),
+        ProductTiles(m, n, k),
         rng.choice([("m", "n"), ("n", "m")]),
-        ProductKeep(
-            *(rng.randint(1, 3) for _ in range(3)),
-            rng.choice(["k", "m"]),
-            rng.choice(["k", "n"]),
-        ),
-        ArrayUse(cast("str", stationarity)),  # pyright: ignore[reportArgumentType]
-        ProductStages(*stages),
+        ProductKeep(x, w, y, rng.choice(["k", "m"]), rng.choice(["k", "n"])),
+        ArrayUse(rng.choice(stationarities)),
+        ProductStages(load, multiply, store),
     )
