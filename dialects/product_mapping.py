@@ -5,9 +5,9 @@ The text is what `#flat.mapping<...>` contains:
     product
     tiles(m 256, n 512, k 768)
     order(m, n)
-    keep(x x2 at m, w x2 at k, y x2)
+    keep(x x2 at m, w x2 at k, sums x2, y x3)
     array(weight stationary, fold 1 x 1)
-    stages(load 0, multiply 0, store 1)
+    stages(load 0, multiply 0, store 2)
 
 `order` names the loops over tiles of m and n, outermost first; k is innermost, so that partial sums stay on chip until
 they are done. Slots (`x2`) are copies of a tile, so that the next can arrive while one is used.
@@ -48,11 +48,13 @@ class ProductKeep:
 
     At `k` a tile is loaded for every turn of the innermost loop. At `m` (x) or `n` (w) the whole strip, all of k, is
     loaded at every turn of that loop, and stays for the loops inside of it; where one tile covers the dimension, it
-    is loaded once for the kernel. `y` counts tiles of partial sums, and of results where they have another type.
+    is loaded once for the kernel. `sums` counts tiles of partial sums, `y` tiles of results; where results have the
+    type of the sums they are the same buffer, and both numbers are equal.
     """
 
     x_slots: int
     w_slots: int
+    sums_slots: int
     y_slots: int
     x_level: XLevel = "k"
     w_level: WLevel = "k"
@@ -60,7 +62,7 @@ class ProductKeep:
 
 @dataclass(frozen=True)
 class ProductStages:
-    """Pipeline stage of each kind of work; `store` covers the bias or conversion before it."""
+    """Pipeline stage of each kind of work; `multiply` covers the bias or conversion after it."""
 
     load: int
     multiply: int
@@ -85,7 +87,8 @@ class ProductMapping:
                 "product",
                 f"tiles({_named(self.tiles)})",
                 f"order({', '.join(self.order)})",
-                f"keep(x x{keep.x_slots} at {keep.x_level}, w x{keep.w_slots} at {keep.w_level}, y x{keep.y_slots})",
+                f"keep(x x{keep.x_slots} at {keep.x_level}, w x{keep.w_slots} at {keep.w_level}, "
+                f"sums x{keep.sums_slots}, y x{keep.y_slots})",
                 f"array({array_text(self.array)})",
                 f"stages({_named(self.stages)})",
             ]
@@ -128,6 +131,8 @@ def _parse_keep(tokens: MappingTokens) -> ProductKeep:
     tokens.parse_keyword("at")
     w_level = cast(WLevel, parse_choice(tokens, get_args(WLevel), "level"))
     tokens.parse_punctuation(",")
+    sums_slots = parse_slots(tokens, "sums")
+    tokens.parse_punctuation(",")
     y_slots = parse_slots(tokens, "y")
     tokens.parse_punctuation(")")
-    return ProductKeep(x_slots, w_slots, y_slots, x_level, w_level)
+    return ProductKeep(x_slots, w_slots, sums_slots, y_slots, x_level, w_level)

@@ -99,12 +99,12 @@ def random_product_mapping(rng: random.Random, problem: ProductProblem) -> Produ
     """A mapping that may need more slots than it has."""
     load, multiply, store = rng.choice([(0, 0, 0), (0, 0, 1), (0, 1, 2)])
     m, n, k = (rng.randint(1, size) for size in (problem.m, problem.n, problem.k))
-    x, w, y = (rng.randint(1, 3) for _ in range(3))
+    x, w, sums, y = (rng.randint(1, 3) for _ in range(4))
     stationarities: list[Stationarity] = ["output", "weight", "input"]
     return ProductMapping(
         ProductTiles(m, n, k),
         rng.choice([("m", "n"), ("n", "m")]),
-        ProductKeep(x, w, y, rng.choice(["k", "m"]), rng.choice(["k", "n"])),
+        ProductKeep(x, w, sums if problem.own_result else y, y, rng.choice(["k", "m"]), rng.choice(["k", "n"])),
         ArrayUse(rng.choice(stationarities)),
         ProductStages(load, multiply, store),
     )

@@ -4,6 +4,7 @@ As for attention (`closed_form`), tiles come in few kinds: a full and a ragged o
 bytes, array and vector cycles are exact; latency is a lower bound that the simulator approaches, the largest of
 
 - each resource's busy time, with the shortest time before its first and after its last operation;
+- on a channel that loads and stores share, the array's busy time and its waits for loads behind a store;
 - each cycle of waiting, over the slots of its buffer: a tile of x or w is loaded, multiplied and released; a tile of
   sums is added up, finished, stored and released.
 """
@@ -52,6 +53,11 @@ class ProductStructure:
     w_level: str
     stationarity: str
 
+    @property
+    def keeps(self) -> bool:
+        """Whether x or w stays on chip across a loop."""
+        return self.x_level != "k" or self.w_level != "k"
+
 
 @dataclass(frozen=True)
 class ProductColumns:
@@ -62,6 +68,7 @@ class ProductColumns:
     k: Ints
     x_slots: Ints
     w_slots: Ints
+    sums_slots: Ints
     y_slots: Ints
     fold_rows: Ints
     fold_columns: Ints
@@ -85,7 +92,7 @@ def columns_of(mapping: ProductMapping) -> ProductColumns:
     import numpy as np
 
     tiles, keep, use, stages = mapping.tiles, mapping.keep, mapping.array, mapping.stages
-    numbers = [tiles.m, tiles.n, tiles.k, keep.x_slots, keep.w_slots, keep.y_slots]
+    numbers = [tiles.m, tiles.n, tiles.k, keep.x_slots, keep.w_slots, keep.sums_slots, keep.y_slots]
     numbers += [use.fold_rows, use.fold_columns, stages.load, stages.multiply, stages.store]
     return ProductColumns(*(np.array([n], dtype=np.int64) for n in numbers))
 
@@ -93,7 +100,7 @@ def columns_of(mapping: ProductMapping) -> ProductColumns:
 def mapping_at(structure: ProductStructure, columns: ProductColumns, index: int) -> ProductMapping:
     """The mapping in row `index` of a column."""
     n, s = {f.name: int(getattr(columns, f.name)[index]) for f in fields(ProductColumns)}, structure
-    slots = (n["x_slots"], n["w_slots"], n["y_slots"])
+    slots = (n["x_slots"], n["w_slots"], n["sums_slots"], n["y_slots"])
     return ProductMapping(
         ProductTiles(n["m"], n["n"], n["k"]),
         ("m", "n") if s.first == "m" else ("n", "m"),
@@ -111,8 +118,8 @@ def peak_buffer_bytes(problem: ProductProblem, structure: ProductStructure, colu
     p, c, s = problem, columns, structure
     x = c.x_slots * c.m * (c.k if s.x_level == "k" else p.k) * p.x_bytes
     w = c.w_slots * c.n * (c.k if s.w_level == "k" else p.k) * p.w_bytes
-    sums = c.m * c.n * (p.accumulator_bytes + p.output_bytes * p.own_result)
-    return x + w + c.y_slots * (sums + c.n * (p.bias_bytes or 0))
+    sums = c.sums_slots * c.n * (c.m * p.accumulator_bytes + (p.bias_bytes or 0))
+    return x + w + sums + c.y_slots * c.m * c.n * (p.output_bytes * p.own_result)
 
 
 @dataclass(frozen=True)
@@ -190,6 +197,7 @@ class ProductCounts:
                 self.last_skew = self.last_skew + skew * (tiles * (ks > 0) * (k == last_k))
             if problem.finishes:
                 self.vector = self.vector + _finish_price(problem, accelerator, m, n)[0] * tiles
+        self.full_array: Any = self._array_cycles(columns.m, columns.n, columns.k).busy
         # What the last tile of the result takes from its last product on.
         m, n = _last(problem.m, columns.m), _last(problem.n, columns.n)
         cycles = self._array_cycles(m, n, last_k)
@@ -283,13 +291,16 @@ def evaluate(
     )
 
 
-def quick_bounds(counts: ProductCounts, structure: ProductStructure) -> tuple[Any, Any, Any]:
-    """Bounds of latency, energy and off-chip bytes that slots and stages do not change: `evaluate` gives no less."""
+def quick_bounds(counts: ProductCounts, structure: ProductStructure, ahead: int) -> tuple[Any, Any, Any]:
+    """Bounds of latency, energy and off-chip bytes whatever the slots: `evaluate` gives no less.
+
+    Stores are at most `ahead` stages behind loads.
+    """
     tensors = tensor_bytes(counts.problem, structure, counts.columns)
     moved = sum(tensors.values())
     accelerator = counts.accelerator
     energy = counts.problem.least_macs() * accelerator.array.mac_energy_pj
-    return _Times(counts, structure).in_parallel(), energy + moved * accelerator.offchip.energy_pj_per_byte, moved
+    return _Times(counts, structure).in_parallel(ahead), energy + moved * accelerator.offchip.energy_pj_per_byte, moved
 
 
 class _Times:
@@ -312,22 +323,44 @@ class _Times:
         else:
             self.busy |= {"read": self.loading, "write": self.storing}
 
-    def in_parallel(self) -> Any:
-        """The largest of what each resource needs, with the shortest time before and after it."""
+    def in_parallel(self, ahead: Any) -> Any:
+        """The largest of what each resource needs, with the shortest time before and after it.
+
+        Loads run at most `ahead` turns before the store of a tile.
+        """
         first, last = self._first_load(), self._last_store()
         tail = self.counts.final_vector + last
         return self._largest(
             [
                 *(time for name, time in self.busy.items() if name not in ("array", "vector")),
                 self.loading + self.counts.final_array + tail,
-                first + self.counts.array + self.counts.final_skew + tail,
+                first + self.counts.array + self._held_up(ahead) + self.counts.final_skew + tail,
                 first + self.counts.vector + last,
             ]
         )
 
     def latency(self) -> Any:
         """The largest of all bounds."""
-        return self._largest([self.in_parallel(), *self._waiting()])
+        c = self.counts.columns
+        return self._largest([self.in_parallel(c.store - c.load), *self._waiting()])
+
+    def _held_up(self, ahead: Any) -> Any:
+        """Cycles that the array waits because a store holds up the loads behind it on a shared channel.
+
+        After the last product of a tile come its finish, its store, and only then the load that is `ahead` + 1
+        turns later. Meanwhile the array has the products of `ahead` turns. Tiles of less than `ahead` + 1 turns share
+        such a stretch.
+        """
+        import numpy as np
+
+        counts, c, p, s = self.counts, self.counts.columns, self.counts.problem, self.structure
+        if self.channel.channels != "shared":
+            return counts.zero
+        m, n, k = _last(p.m, c.m), _last(p.n, c.n), _last(p.k, c.k)
+        load = (m * k * p.x_bytes * (s.x_level == "k") + k * n * p.w_bytes * (s.w_level == "k")) * self.read
+        after = (counts.vector + self.storing) / self.turns.tiles + load
+        stretches = self.turns.tiles // ceil_divide(ahead + 1, self.turns.k) - 1
+        return np.maximum(stretches * (after - ahead * counts.full_array), 0)
 
     def _largest(self, bounds: Sequence[Any]) -> Any:
         import numpy as np
@@ -362,7 +395,7 @@ class _Times:
         found = [x_cycle / c.x_slots * (x_turns > 1), w_cycle / c.w_slots * (w_turns > 1)]
         finished = counts.array + counts.last_skew + counts.vector
         if counts.problem.own_result:
-            return [*found, finished / c.y_slots, (counts.vector + self.storing) / c.y_slots]
+            return [*found, finished / c.sums_slots, (counts.vector + self.storing) / c.y_slots]
         return [*found, (finished + self.storing) / c.y_slots]
 
 

@@ -86,7 +86,7 @@ class ProductNest(Nest):
         if keep.w_level == "n" and self._stands("n", dim):
             self.on_chip["w"] = self._load_w(whole=True)
         if self.tensors.bias is not None and self._stands("n", dim):
-            self.on_chip["bias"] = self._load("bias", self.tensors.bias, ("", "n"), keep.y_slots)
+            self.on_chip["bias"] = self._load("bias", self.tensors.bias, ("", "n"), keep.sums_slots)
 
     def _stands(self, level: str, dim: str | None) -> bool:
         """Whether the loop of a level is `dim`; a loop that is left out is the kernel."""
@@ -121,7 +121,7 @@ class ProductNest(Nest):
 
     def _tile(self) -> None:
         """One tile of the result: its sums over all of k, what finishes them, and the store."""
-        slots, shape = self.mapping.keep.y_slots, [self.tile["m"], self.tile["n"]]
+        slots, shape = self.mapping.keep.sums_slots, [self.tile["m"], self.tile["n"]]
         streams = self.trips["k"] > 1
         sums = self.buffer("sums", slots, shape, self.tensors.accumulator, 0.0 if streams else None)
         if streams:
@@ -148,7 +148,7 @@ class ProductNest(Nest):
 
     def _finish(self, sums: SSAValue, done: SSAValue) -> None:
         """Adds the bias or converts, where that is due, and stores."""
-        extents, stage, result = [self._extent("m"), self._extent("n")], self.mapping.stages.store, sums
+        extents, stages, result = [self._extent("m"), self._extent("n")], self.mapping.stages, sums
         if self.problem.own_result:
             type = self.tensors.result.type
             assert isinstance(type, TensorRefType)
@@ -160,6 +160,6 @@ class ProductNest(Nest):
                 bias, loaded = self.on_chip["bias"]
                 reads, after = [*reads, bias], [done, loaded]
             kind = "add" if self.problem.has_bias else "cast"
-            done = self.emit(VectorOp(kind, self.timed(extents, reads, [result], after, stage)), kind)
+            done = self.emit(VectorOp(kind, self.timed(extents, reads, [result], after, stages.multiply)), kind)
         starts = [self._start("m"), self._start("n")]
-        self.store(Access(result), self.tensors.result, starts, extents, [done], stage)
+        self.store(Access(result), self.tensors.result, starts, extents, [done], stages.store)

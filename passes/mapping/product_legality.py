@@ -24,6 +24,12 @@ def check_product_mapping(
             f"{kernel}: load, multiply and store follow one another, and their stages are "
             f"{stages.load}, {stages.multiply} and {stages.store}"
         )
+    if not problem.own_result and mapping.keep.sums_slots != mapping.keep.y_slots:
+        raise FlatcError(
+            f"{kernel}: the sums are the result, and the mapping gives them {mapping.keep.sums_slots} slots and the "
+            f"result {mapping.keep.y_slots}",
+            help="give both the same number",
+        )
     check_vector_unit(problem, accelerator, kernel)
     check_array_use(accelerator, mapping.array, MatmulTile(1, tiles.m, tiles.n, tiles.k), kernel)
 

@@ -6,7 +6,8 @@ The space is finite and stated:
                  coarse one: array sides times powers of two, and balanced parts
     loops        m outermost or n outermost; x stays for the loop over n (m outermost), or w for the loop over m (n
                  outermost), or neither
-    slots        two everywhere; one for the strip that stays, for the sums, or for both; or one everywhere
+    slots        two or three of what is streamed, one or two of a strip that stays and of the sums, results for stores
+                 that are one or two turns behind; or one everywhere
     array        every stationarity, folds as large as they can be
 
 Prices are the closed form's. Most mappings are never priced in full: `quick_bounds` says what they cost at the least,
@@ -58,12 +59,17 @@ LOOPS = (("m", "m", "k"), ("n", "k", "n"), ("m", "k", "k"), ("n", "k", "k"))
 # --- The space ----------------------------------------------------------------------------------------------
 
 
-def _slots(structure: ProductStructure) -> list[tuple[int, int, int, int]]:
-    """(slots of x, of w, of the sums, stage of the store)."""
-    kept = [(2, 2)]
-    if structure.x_level == "m" or structure.w_level == "n":
-        kept.append((1, 2) if structure.x_level == "m" else (2, 1))
-    return [(x, w, y, y - 1) for (x, w), y in product(kept, (2, 1))] + [(1, 1, 1, 0)]
+MOST_AHEAD = 2
+
+
+def slot_choices(problem: ProductProblem, structure: ProductStructure) -> list[tuple[int, int, int, int, int]]:
+    """(slots of x, of w, of the sums, of the result, stage of the store)."""
+    found = [(1, 1, 1, 1, 0)]
+    for streamed, store in ((2, 1), (2, MOST_AHEAD), (3, MOST_AHEAD)):
+        for kept, sums in product((1, 2) if structure.keeps else (streamed,), (1, 2)):
+            x, w = (kept if level != "k" else streamed for level in (structure.x_level, structure.w_level))
+            found.append((x, w, sums if problem.own_result else store + 1, store + 1, store))
+    return list(dict.fromkeys(found))
 
 
 def coarse_tiles(size: int, side: int) -> list[int]:
@@ -105,7 +111,7 @@ def _groups(problem: ProductProblem, accelerator: Accelerator, objective: Object
 
     m, n, k = tile_columns(problem, accelerator)
     one, zero = np.ones_like(m), np.zeros_like(m)
-    tiles = ProductColumns(m, n, k, one, one, one, one, one, zero, zero, zero)
+    tiles = ProductColumns(m, n, k, one, one, one, one, one, one, zero, zero, zero)
     capacity = accelerator.buffer.capacity_bytes
     enumerated = len(m)
     fits = [peak_buffer_bytes(problem, ProductStructure(*loops, ""), tiles) <= capacity for loops in LOOPS]
@@ -116,10 +122,10 @@ def _groups(problem: ProductProblem, accelerator: Accelerator, objective: Object
         counts = ProductCounts(problem, accelerator, stationarity, columns)
         for loops in LOOPS:
             structure = ProductStructure(*loops, stationarity)
-            latency, energy, moved = quick_bounds(counts, structure)
+            latency, energy, moved = quick_bounds(counts, structure, MOST_AHEAD)
             bounds = objectives(objective, latency, energy, moved)[0]
             fitting = np.flatnonzero(peak_buffer_bytes(problem, structure, columns) <= capacity)
-            slots = _slots(structure)
+            slots = slot_choices(problem, structure)
             legal = sum(_fitting(problem, structure, columns, choice, capacity) for choice in slots)
             bounds = bounds[fitting].astype(np.float64)
             yield _Group(structure, columns.take(fitting), bounds, enumerated * len(slots), legal)
@@ -129,14 +135,14 @@ def _fitting(
     problem: ProductProblem,
     structure: ProductStructure,
     columns: ProductColumns,
-    slots: tuple[int, int, int, int],
+    slots: tuple[int, int, int, int, int],
     capacity: int,
 ) -> int:
     """How many mappings fit with these slots."""
     import numpy as np
 
-    x, w, y = (columns.m * 0 + number for number in slots[:3])
-    with_slots = replace(columns, x_slots=x, w_slots=w, y_slots=y)
+    x, w, sums, y = (columns.m * 0 + number for number in slots[:4])
+    with_slots = replace(columns, x_slots=x, w_slots=w, sums_slots=sums, y_slots=y)
     return int(np.count_nonzero(peak_buffer_bytes(problem, structure, with_slots) <= capacity))
 
 
@@ -185,7 +191,7 @@ def _priced(
         rows = np.flatnonzero((group.bounds > above) & (group.bounds <= limit))
         if not len(rows):
             continue
-        columns = _with_slots(group, rows)
+        columns = _with_slots(problem, group, rows)
         fits = peak_buffer_bytes(problem, group.structure, columns) <= accelerator.buffer.capacity_bytes
         columns = columns.take(np.flatnonzero(fits))
         cost = evaluate(problem, accelerator, group.structure, columns)
@@ -197,14 +203,14 @@ def _priced(
     return sorted(found, key=_ranking)
 
 
-def _with_slots(group: _Group, rows: Ints) -> ProductColumns:
+def _with_slots(problem: ProductProblem, group: _Group, rows: Ints) -> ProductColumns:
     """The mappings in some rows of a group, with every choice of slots."""
     import numpy as np
 
-    choices = np.array(_slots(group.structure), dtype=np.int64)
+    choices = np.array(slot_choices(problem, group.structure), dtype=np.int64)
     row, choice = (grid.reshape(-1) for grid in np.meshgrid(rows, np.arange(len(choices)), indexing="ij"))
-    x, w, y, store = choices[choice].T
-    return replace(group.columns.take(row), x_slots=x, w_slots=w, y_slots=y, store=store)
+    x, w, sums, y, store = choices[choice].T
+    return replace(group.columns.take(row), x_slots=x, w_slots=w, sums_slots=sums, y_slots=y, store=store)
 
 
 def _turns(problem: ProductProblem, columns: ProductColumns) -> Ints:

@@ -11,7 +11,7 @@ from flatc.passes.mapping.mapping_text import format_mappings, parse_mappings
 from tests.products import Product, problem_of, random_product_mapping
 
 TEXT = (
-    "product tiles(m 5, n 8, k 4) order(m, n) keep(x x2 at m, w x2 at k, y x2) "
+    "product tiles(m 5, n 8, k 4) order(m, n) keep(x x2 at m, w x2 at k, sums x2, y x2) "
     "array(output stationary, fold 1 x 1) stages(load 0, multiply 0, store 1)"
 )
 

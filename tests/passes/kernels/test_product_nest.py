@@ -19,7 +19,7 @@ from tests.products import Product, problem_of, product_schedule, random_product
 from tests.support import run_checked, strict_machine
 
 MAPPING = ProductMapping(
-    ProductTiles(5, 8, 4), ("m", "n"), ProductKeep(2, 2, 2, "m"), ArrayUse("output"), ProductStages(0, 0, 1)
+    ProductTiles(5, 8, 4), ("m", "n"), ProductKeep(2, 2, 2, 2, "m"), ArrayUse("output"), ProductStages(0, 0, 1)
 )
 
 
@@ -37,14 +37,18 @@ def test_the_nest_follows_the_mapping():
         "for k 3",
         "load w -> W [4 x 8] read",
         "matmul X, W -> sums [5 x 8 x 4] array, output stationary",
-        "add sums, bias -> result [5 x 8] vector, stage 1",
+        "add sums, bias -> result [5 x 8] vector",
         "store result -> y [5 x 8] write, stage 1",
     ]
 
 
 def test_loops_of_one_trip_are_left_out_and_what_is_kept_there_is_loaded_once():
     mapping = ProductMapping(
-        ProductTiles(14, 12, 10), ("n", "m"), ProductKeep(1, 1, 1, "m", "n"), ArrayUse("weight"), ProductStages(0, 0, 0)
+        ProductTiles(14, 12, 10),
+        ("n", "m"),
+        ProductKeep(1, 1, 1, 1, "m", "n"),
+        ArrayUse("weight"),
+        ProductStages(0, 0, 0),
     )
     assert lines(mapping, Product(bias=False)) == [
         "load x -> X [14 x 10] read",
@@ -73,7 +77,7 @@ def test_rounding_happens_once():
     inputs = random_inputs(graph, 3)
     expected = run_module(graph, inputs)
     mapping = ProductMapping(
-        ProductTiles(3, 5, 40), ("n", "m"), ProductKeep(2, 2, 2), ArrayUse("input"), ProductStages(0, 0, 1)
+        ProductTiles(3, 5, 40), ("n", "m"), ProductKeep(2, 2, 2, 2), ArrayUse("input"), ProductStages(0, 0, 1)
     )
     module = Product(k=40).graph()
     product_schedule(module, mapping, strict_machine())

@@ -21,7 +21,7 @@ from flatc.passes.cost.product_costs import (
 )
 from flatc.passes.kernels.product_problem import ProductProblem
 from flatc.passes.mapping.product_legality import check_product_mapping
-from flatc.passes.mapping.product_search import LOOPS, coarse_tiles, find_products, tile_columns
+from flatc.passes.mapping.product_search import LOOPS, coarse_tiles, find_products, slot_choices, tile_columns
 from flatc.passes.mapping.search import OBJECTIVES, Objective, objectives
 
 PROBLEMS = [
@@ -42,19 +42,15 @@ def everything(problem: ProductProblem, accelerator: Accelerator, objective: Obj
     one, best = np.ones_like(m), np.inf
     for loops, stationarity in combinations(LOOPS, accelerator.array.stationarities):
         structure = ProductStructure(*loops, stationarity)
-        for x, w, y, store in [(2, 2, 2, 1), (2, 2, 1, 0), (1, 2, 2, 1), (1, 2, 1, 0), (2, 1, 2, 1), (2, 1, 1, 0)]:
-            if (x, w) in ((1, 2), (2, 1)) and (x, w) != {"m": (1, 2), "n": (2, 1)}.get(kept(structure)):
-                continue
-            columns = ProductColumns(m, n, k, one * x, one * w, one * y, one, one, one * 0, one * 0, one * store)
+        for x, w, sums, y, store in slot_choices(problem, structure):
+            columns = ProductColumns(
+                m, n, k, one * x, one * w, one * sums, one * y, one, one, one * 0, one * 0, one * store
+            )
             cost = evaluate(problem, accelerator, structure, columns)
             fits = cost.peak_buffer_bytes <= accelerator.buffer.capacity_bytes
             numbers = objectives(objective, cost.latency_cycles, cost.energy_pj, cost.offchip_bytes)[0]
             best = min(best, float(numbers[fits].astype(np.float64).min(initial=np.inf)))
     return best
-
-
-def kept(structure: ProductStructure) -> str:
-    return structure.x_level if structure.x_level == "m" else structure.w_level
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: f"{p.m}x{p.n}x{p.k}")
@@ -80,11 +76,11 @@ def test_what_is_found_can_be_scheduled_and_costs_what_was_said(problem: Product
 def test_quick_bounds_are_bounds(problem: ProductProblem):
     m, n, k = tile_columns(problem, machine())
     one = np.ones_like(m)
-    columns = ProductColumns(m, n, k, one, one, one, one, one, one * 0, one * 0, one * 0)
+    columns = ProductColumns(m, n, k, one, one, one, one, one, one, one * 0, one * 0, one * 0)
     for loops in LOOPS:
         structure = ProductStructure(*loops, "weight")
         cost = evaluate(problem, machine(), structure, columns)
-        latency, energy, moved = quick_bounds(ProductCounts(problem, machine(), "weight", columns), structure)
+        latency, energy, moved = quick_bounds(ProductCounts(problem, machine(), "weight", columns), structure, 0)
         assert (latency <= cost.latency_cycles).all()
         assert (energy <= cost.energy_pj).all()
         assert (moved == cost.offchip_bytes).all()
