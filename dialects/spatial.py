@@ -168,6 +168,10 @@ class ReturnOp(IRDLOperation):
             printer.print_list(self.values, printer.print_ssa_value)
 
 
+INPUT_KINDS = ("input", "weight", "cache")
+"""What an input of a schedule is: data, a parameter of the model, or keys and values of earlier tokens."""
+
+
 @irdl_op_definition
 class ScheduleOp(IRDLOperation):
     """A whole schedule: kernels that run one after the other on tensors in off-chip memory.
@@ -176,25 +180,34 @@ class ScheduleOp(IRDLOperation):
       spatial.return %x
     }
 
-    `@llama phase "decode" inputs ...` says which phase of its graph it was compiled for.
+    `@llama phase "decode" inputs ["x", weight "w", cache "k"] ...` says which phase of its graph it was compiled for,
+    and which inputs are weights or caches.
     """
 
     name = "spatial.schedule"
     sym_name = prop_def(SymbolNameConstraint())
     phase = opt_prop_def(StringAttr)
     input_names = prop_def(ArrayAttr[StringAttr])
+    input_kinds = prop_def(ArrayAttr[StringAttr])
     output_names = prop_def(ArrayAttr[StringAttr])
     body = region_def("single_block")
     traits = lazy_traits_def(lambda: (SymbolOpInterface(), SingleBlockImplicitTerminator(ReturnOp)))
 
     def __init__(
-        self, name: str, inputs: Sequence[str], outputs: Sequence[str], body: Region, phase: str | None = None
+        self,
+        name: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        body: Region,
+        phase: str | None = None,
+        kinds: Sequence[str] | None = None,
     ):
         super().__init__(
             properties={
                 "sym_name": StringAttr(name),
                 "phase": None if phase is None else StringAttr(phase),
                 "input_names": ArrayAttr([StringAttr(n) for n in inputs]),
+                "input_kinds": ArrayAttr([StringAttr(kind) for kind in kinds or ["input"] * len(inputs)]),
                 "output_names": ArrayAttr([StringAttr(n) for n in outputs]),
             },
             regions=[body],
@@ -214,6 +227,9 @@ class ScheduleOp(IRDLOperation):
                 f"spatial.schedule needs one name per input and output: {len(block.args)} inputs, "
                 f"{len(outputs)} outputs, names {self.input_names} and {self.output_names}"
             )
+        kinds = [kind.data for kind in self.input_kinds]
+        if len(kinds) != len(block.args) or not set(kinds) <= set(INPUT_KINDS):
+            raise VerifyException(f"spatial.schedule: each input is one of {', '.join(INPUT_KINDS)}; got {kinds}")
 
     @classmethod
     @override
@@ -221,11 +237,12 @@ class ScheduleOp(IRDLOperation):
         name = parser.parse_symbol_name().data
         phase = parser.parse_str_literal() if parser.parse_optional_keyword("phase") else None
         parser.parse_keyword("inputs")
-        inputs = _parse_names(parser)
+        inputs = parser.parse_comma_separated_list(parser.Delimiter.SQUARE, lambda: _parse_input(parser))
         arguments = parser.parse_comma_separated_list(parser.Delimiter.PAREN, parser.parse_argument)
         parser.parse_keyword("outputs")
         outputs = _parse_names(parser)
-        op = cls(name, inputs, outputs, parser.parse_region(arguments), phase)
+        body = parser.parse_region(arguments)
+        op = cls(name, [name for _, name in inputs], outputs, body, phase, [kind for kind, _ in inputs])
         if not isinstance(op.body.block.last_op, ReturnOp):
             op.body.block.add_op(ReturnOp([]))
         return op
@@ -237,14 +254,28 @@ class ScheduleOp(IRDLOperation):
         if self.phase is not None:
             printer.print_string(" phase ")
             printer.print_string_literal(self.phase.data)
-        printer.print_string(" inputs ")
-        printer.print_attribute(self.input_names)
-        printer.print_string(" (")
+        printer.print_string(" inputs [")
+        printer.print_list(
+            zip(self.input_kinds, self.input_names, strict=True), lambda input: _print_input(printer, *input)
+        )
+        printer.print_string("] (")
         printer.print_list(self.body.block.args, printer.print_block_argument)
         printer.print_string(") outputs ")
         printer.print_attribute(self.output_names)
         printer.print_string(" ")
         printer.print_region(self.body, print_entry_block_args=False)
+
+
+def _parse_input(parser: Parser) -> tuple[str, str]:
+    """(kind, name): `"x"`, `weight "w"`, `cache "k"`."""
+    kind = next((kind for kind in INPUT_KINDS[1:] if parser.parse_optional_keyword(kind)), INPUT_KINDS[0])
+    return kind, parser.parse_str_literal()
+
+
+def _print_input(printer: Printer, kind: StringAttr, name: StringAttr) -> None:
+    if kind.data != INPUT_KINDS[0]:
+        printer.print_string(f"{kind.data} ")
+    printer.print_string_literal(name.data)
 
 
 def _parse_names(parser: Parser) -> list[str]:

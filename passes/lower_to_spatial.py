@@ -48,7 +48,16 @@ from flatc.dialects.attn import AppendOp, MergeHeadsOp, SplitHeadsOp
 from flatc.dialects.diagnostics import FlatcError, position_of
 from flatc.dialects.flat import FusedOp, MappingAttr
 from flatc.dialects.kernel_mapping import KernelMapping
-from flatc.dialects.spatial import ExtendOp, KernelOp, OffchipOp, ScheduleOp, SliceOp, TensorRefType, ViewOp
+from flatc.dialects.spatial import (
+    INPUT_KINDS,
+    ExtendOp,
+    KernelOp,
+    OffchipOp,
+    ScheduleOp,
+    SliceOp,
+    TensorRefType,
+    ViewOp,
+)
 from flatc.dialects.spatial import ReturnOp as ScheduleReturnOp
 from flatc.passes.cost.bounds import AnyProblem, is_written
 from flatc.passes.kinds.registry import kind_of
@@ -106,20 +115,21 @@ class _Lowering:
                     position=position_of(op),
                     help="run fuse-attention and fuse-layers before",
                 )
-        inputs = [self._input_name(i) for i in range(len(self.block.args))]
+        inputs = range(len(self.block.args))
         phase = self.function.attributes.get("flat.phase")
         return ScheduleOp(
             self.function.sym_name.data,
-            inputs,
+            [self._input_word(i, "name", f"in{i}") for i in inputs],
             self._output_names(),
             Region(self.block),
             phase.data if isinstance(phase, StringAttr) else None,
+            [self._input_word(i, "kind", INPUT_KINDS[0]) for i in inputs],
         )
 
-    def _input_name(self, index: int) -> str:
+    def _input_word(self, index: int, key: str, default: str) -> str:
         arguments = self.function.arg_attrs
-        name = None if arguments is None else arguments.data[index].data.get("flat.name")
-        return name.data if isinstance(name, StringAttr) else f"in{index}"
+        word = None if arguments is None else arguments.data[index].data.get(f"flat.{key}")
+        return word.data if isinstance(word, StringAttr) else default
 
     def _output_names(self) -> list[str]:
         names = self.function.attributes.get("flat.names")

@@ -104,8 +104,8 @@ def parameters(program: FuncOp | ScheduleOp) -> list[Parameter]:
     if isinstance(program, ScheduleOp):
         references = [cast(TensorRefType, argument.type) for argument in program.body.block.args]
         return [
-            Parameter(name.data, "input", reference.dims, reference.element_type)
-            for name, reference in zip(program.input_names, references, strict=True)
+            Parameter(name.data, kind.data, reference.dims, reference.element_type)
+            for name, kind, reference in zip(program.input_names, program.input_kinds, references, strict=True)
         ]
     found: list[Parameter] = []
     attributes = program.arg_attrs.data if program.arg_attrs else ()
