@@ -13,8 +13,9 @@ becomes one, so that what one of them computes goes to the next without leaving 
 Appending to a cache is a kernel too, which copies, unless what is appended comes straight from another kernel: then
 that one stores into the cache.
 
-A chain goes on to the operator that uses its result, if it is the only one, and runs where its last operator stands;
-of two chains that meet, the first goes on. Splitting and merging heads stays where it is: it moves nothing, and
+A chain goes on to the first operator that uses its result, and runs where its last operator stands; what others use
+later, such as the sum that a residual connection takes around a norm and a feed-forward, is a result of the kernel too.
+Of two chains that meet, the first goes on. Splitting and merging heads stays where it is: it moves nothing, and
 `lower-to-spatial` makes views of it.
 
 Kernels are named by what they do, products by their weight, appending by the cache; the second of a name is `name_1`.
@@ -23,7 +24,7 @@ The pass knows nothing of accelerators and changes no numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from typing_extensions import override
@@ -56,7 +57,7 @@ VECTOR_OPS = (ActivationOp, AddOp, CastOp, MultiplyOp, NormOp, RopeOp, ScaleOp, 
 
 @dataclass(frozen=True)
 class LayerKernel:
-    """Operators that become one `flat.fused`, in program order; the last one's result is the kernel's."""
+    """Operators that become one `flat.fused`, in program order."""
 
     name: str
     ops: tuple[AttnOp, ...]
@@ -75,9 +76,9 @@ def find_kernels(block: Block) -> list[LayerKernel]:
         elif isinstance(op, AppendOp) and not _is_computed(op.new):
             found.append(LayerKernel(f"append_{op.cache.name_hint}" if op.cache.name_hint else "append", (op,)))
         elif isinstance(op, VECTOR_OPS) and op not in taken:
-            chain = tuple(_chain(op, taken))
+            chain = _chain(op, taken)
             taken.update(chain)
-            found.append(LayerKernel("_".join(_short_name(link) for link in chain), chain))
+            found.append(LayerKernel("_".join(_short_name(link) for link in chain), tuple(chain)))
     return found
 
 
@@ -86,19 +87,26 @@ def _is_computed(value: SSAValue) -> bool:
     return isinstance(value.owner, AttnOp | FusedOp) and not isinstance(value.owner, SplitHeadsOp | AppendOp)
 
 
-def _chain(first: AttnOp, taken: set[Operation]) -> Iterator[AttnOp]:
-    """The operators from `first` on, each the only user of the one before."""
-    op: Operation | None = first
-    while isinstance(op, VECTOR_OPS):
-        yield op
-        users = {use.operation for use in op.results[0].uses}
-        following = users.pop() if len(users) == 1 else None
-        op = following if following not in taken and _keeps_rows(op, following) else None
+def _chain(first: AttnOp, taken: set[Operation]) -> list[AttnOp]:
+    """The operators from `first` on, each the first to use the one before."""
+    chain = [first]
+    while isinstance(following := _first_user(chain[-1]), VECTOR_OPS):
+        if following in taken or following.shape() != first.shape() or not _may_move(chain, following):
+            break
+        chain.append(following)
+    return chain
 
 
-def _keeps_rows(op: AttnOp, following: Operation | None) -> bool:
-    """Whether the next operator gives a tensor of the same shape, so that tiles of one are tiles of the other."""
-    return isinstance(following, VECTOR_OPS) and following.shape() == op.shape() and following.parent is op.parent
+def _first_user(op: AttnOp) -> Operation | None:
+    """The operator that uses a result first, in program order."""
+    users = [use.operation for use in op.results[0].uses]
+    return next((user for user in users if all(user is o or user.is_before_in_block(o) for o in users)), None)
+
+
+def _may_move(chain: Sequence[AttnOp], last: AttnOp) -> bool:
+    """Whether a chain may run where `last` stands: whatever else uses its results comes later."""
+    users = {use.operation for op in chain for use in op.results[0].uses} - {*chain, last}
+    return all(last.is_before_in_block(user) for user in users)
 
 
 def _product_name(op: LinearOp) -> str:

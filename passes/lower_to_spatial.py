@@ -149,7 +149,8 @@ class _Lowering:
                         return self._output_names()[further.index]
         owner = value.owner
         assert isinstance(owner, FusedOp)
-        return owner.kernel.data
+        name, index = owner.kernel.data, cast("list[SSAValue]", list(owner.results)).index(value)
+        return f"{name}_{index}" if index else name
 
     def _kernel(self, fused: FusedOp) -> None:
         kind, name = kind_of(fused), fused.kernel.data

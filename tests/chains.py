@@ -84,6 +84,7 @@ def random_chain_graph(rng: random.Random) -> ModuleOp:
         2 * rng.choice([1, 3, 17]),
     ]
     x = graph.input("x", shape)
+    made: list[Tensor] = []
     for number in range(rng.randint(1, 4)):
         kind = rng.choice(["add", "add", "multiply", "scale", "activation", "norm", "norm", "rope"])
         if kind in ("add", "multiply"):
@@ -99,7 +100,9 @@ def random_chain_graph(rng: random.Random) -> ModuleOp:
             x = graph.rope(x, start=rng.choice([0, 9]), base=100.0, dims=dims, interleaved=rng.random() < 0.5)
         else:
             x = graph.relu(x)
-    graph.output(x, names=["y"])
+        made.append(x)
+    between = [tensor for tensor in made[:-1] if rng.random() < 0.2]
+    graph.output(*between, x)
     return graph.module()
 
 

@@ -25,9 +25,11 @@ from fractions import Fraction
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.spatial import KernelOp, LoadOp, MatmulOp, ScheduleOp, StoreOp, TimedOp, VectorOp
+from flatc.dialects.vector_kinds import VALUE_KINDS
 from flatc.passes.cost.bounds import AnyProblem, Bounds, least_macs, least_vector_counts
 from flatc.passes.cost.cost_model import CostModel, matmul_tile, vector_operation_work
 from flatc.passes.cost.primitive_costs import MatmulTile, array_cycles, ceil_divide
+from flatc.passes.kernels.problem import AttentionProblem
 from flatc.passes.kernels.schedule_problem import Part, compulsory_by_tensor, schedule_bounds
 from flatc.passes.kinds.registry import parts
 from flatc.passes.simulation.simulator import tensor_name
@@ -188,7 +190,7 @@ class _Account:
                 price: int = getattr(unit.prices, name)
                 yield _vector_name(op.kind.data, name), Fraction(ceil_divide(elements, unit.lanes) * price * times)
             row_price: int = sum(getattr(unit.prices, name) for name in work.per_row)
-            yield "running maxima, sums and corrections", Fraction(ceil_divide(rows, unit.lanes) * row_price * times)
+            yield _row_name(op.kind.data), Fraction(ceil_divide(rows, unit.lanes) * row_price * times)
         for problem in self.problems:
             yield from self._least_vector_work(problem)
 
@@ -198,7 +200,8 @@ class _Account:
         for name, count in least_vector_counts(problem).items():
             if array.cycles_of(name) is None:
                 price: int = getattr(unit.prices, name)
-                yield _BEYOND[name], -Fraction(count * price, unit.lanes)
+                beyond = _BEYOND[name] if isinstance(problem, AttentionProblem) else _BEYOND_FORMULAS
+                yield beyond, -Fraction(count * price, unit.lanes)
 
     def _offchip_work(self) -> Iterator[tuple[str, Fraction]]:
         compulsory = compulsory_by_tensor(self.schedule, self.parts)
@@ -221,8 +224,18 @@ _BEYOND = {"max": "max of more than the visible scores", "exp": "exp of more tha
 _BEYOND["divide"] = "more division than the least"
 
 
+_BEYOND_FORMULAS = "lanes that tiles of norms, activations and the like leave idle"
+
+
+def _row_name(kind: str) -> str:
+    """What the work that a vector operation does once a row is called."""
+    return _BEYOND_FORMULAS if kind in VALUE_KINDS else "running maxima, sums and corrections"
+
+
 def _vector_name(kind: str, operation: str) -> str:
     """What a part of the vector work is called."""
+    if kind in VALUE_KINDS and operation != "cast":
+        return _BEYOND_FORMULAS
     if operation in _BEYOND:
         return _BEYOND[operation]
     if operation == "add":

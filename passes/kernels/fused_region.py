@@ -17,18 +17,23 @@ from flatc.dialects.flat import FusedOp, YieldOp
 
 
 def fuse_operators(name: str, ops: Sequence[Operation]) -> FusedOp:
-    """Moves operators into a `flat.fused` where the last of them stands, whose result is the region's."""
-    result = ops[-1].results[0]
+    """Moves operators into a `flat.fused` where the last of them stands.
+
+    Its results are that of the last operator and, in front of it, what else is used outside.
+    """
     inside = {value for op in ops for value in op.results}
+    last = ops[-1].results[0]
+    results = [value for op in ops for value in op.results if value is last or _outside_users(value, ops)]
     inputs = list(dict.fromkeys(value for op in ops for value in op.operands if value not in inside))
     block = Block(arg_types=[value.type for value in inputs])
-    fused = FusedOp(name, inputs, [result.type], Region(block))
+    fused = FusedOp(name, inputs, [result.type for result in results], Region(block))
     fused.location = ops[-1].location
     parent = ops[-1].parent_block()
     assert parent is not None
     parent.insert_op_after(fused, ops[-1])
-    fused.outputs[0].name_hint = result.name_hint
-    result.replace_all_uses_with(fused.outputs[0])
+    for result, output in zip(results, fused.outputs, strict=True):
+        output.name_hint = result.name_hint
+        result.replace_uses_with_if(output, lambda use: use.operation not in ops)
     arguments = dict[SSAValue, SSAValue](zip(inputs, block.args, strict=True))
     for value, argument in arguments.items():
         argument.name_hint = value.name_hint
@@ -36,5 +41,9 @@ def fuse_operators(name: str, ops: Sequence[Operation]) -> FusedOp:
         op.detach()
         op.operands = [arguments.get(operand, operand) for operand in op.operands]
         block.add_op(op)
-    block.add_op(YieldOp([result]))
+    block.add_op(YieldOp(results))
     return fused
+
+
+def _outside_users(value: SSAValue, ops: Sequence[Operation]) -> bool:
+    return any(use.operation not in ops for use in value.uses)

@@ -64,6 +64,19 @@ def test_decode_is_explained_by_its_bytes() -> None:
     assert explanation.latency_cycles < 1.05 * explanation.bounds.cycles
 
 
+@pytest.mark.parametrize("accelerator", ["edge", "cloud", "fusemax"])
+def test_chains_of_vector_operations_are_explained_too(accelerator: str) -> None:
+    """In tiles of 37 rows of 48 some lanes idle, and that is all the vector unit does beyond the formulas."""
+    found = Graph("layer", dtype="bf16")
+    x = found.input("x", [2, 37, 48])
+    found.output(found.gelu(found.layernorm(x, found.weight("g", [48]))))
+    explanation = explained(found, accelerator, "auto")
+    assert sum(cause.cycles for cause in explanation.causes) == explanation.gap_cycles
+    assert explanation.resource == "vector"
+    work = {cause.name for cause in explanation.causes if cause.kind == "work"}
+    assert work <= {"lanes that tiles of norms, activations and the like leave idle"}
+
+
 def test_a_schedule_that_is_no_attention_is_refused() -> None:
     module = flatc.compile(graph(16, 16), "edge", simulate="never").schedule
     (schedule,) = (op for op in module.ops if isinstance(op, ScheduleOp))

@@ -50,7 +50,8 @@ def test_a_schedule_computes_its_graph_and_moves_what_is_charged(seed: int):
     case, machine, _ = random_case(seed)
     inputs = random_inputs(case.module, seed)
     run = run_checked(lower_chain(case.module, case.mapping, machine), inputs, exact=True)
-    np.testing.assert_allclose(run.outputs[0], run_module(case.module, inputs, exact=True)[0], rtol=1e-9, atol=1e-9)
+    for output, expected in zip(run.outputs, run_module(case.module, inputs, exact=True), strict=True):
+        np.testing.assert_allclose(output, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -174,6 +175,21 @@ def test_a_gate_is_one_kernel():
     up, gate = graph.input("up", [3, 40]), graph.input("gate", [3, 40])
     graph.output(graph.multiply(graph.silu(gate), up), names=["y"])
     assert [kernel.name for kernel in compile(graph, "edge").report.kernels] == ["silu_multiply"]
+
+
+def test_a_sum_that_a_residual_takes_too_leaves_the_kernel_of_its_norm():
+    """x + h is normalised and stored, in one kernel, and read again by the residual connection only."""
+    graph = Graph("residual", dtype="f16")
+    x, h, other = (graph.input(name, [3, 16]) for name in ("x", "h", "other"))
+    total = x + h
+    graph.output(graph.rmsnorm(total), other + total, names=["n", "y"])
+    result = compile(graph, "edge")
+    first, second = result.report.kernels
+    assert (first.name, second.name) == ("add_rmsnorm", "add")
+    assert {t.name: (t.read_bytes, t.written_bytes) for t in first.tensors} == {
+        "x": (96, 0), "h": (96, 0), "add_rmsnorm": (0, 96), "n": (0, 96),
+    }  # fmt: skip
+    assert result.run().passed
 
 
 def test_a_machine_without_a_vector_unit_refuses():
