@@ -15,6 +15,7 @@ from flatc.dialects.accelerator import Accelerator, accelerator_of
 from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.spatial import BufferOp, KernelOp, ScheduleOp
 from flatc.passes.cost.bounds import least_macs, mapping_bounds, problem_bounds
+from flatc.passes.cost.explanation import Explanation, explain
 from flatc.passes.cost.kernel_costs import KernelCosts, Simulate, kernel_costs
 from flatc.passes.kernels.schedule_problem import compulsory_by_tensor, schedule_bounds
 from flatc.passes.kinds.registry import kernel_part, kind_with, parts
@@ -40,7 +41,14 @@ def build_report(module: ModuleOp, simulate: Simulate = "auto") -> Report:
     if found is not None:
         bounds = schedule_bounds(schedule, found, accelerator)
     phase = schedule.phase.data if schedule.phase is not None else None
-    return Report(schedule.sym_name.data, accelerator, _strategy(schedule.kernels()), kernels, bounds, phase)
+    explanation = _explanation(schedule, accelerator, kernels) if found is not None else None
+    strategy = _strategy(schedule.kernels())
+    return Report(schedule.sym_name.data, accelerator, strategy, kernels, bounds, phase, explanation)
+
+
+def _explanation(schedule: ScheduleOp, accelerator: Accelerator, kernels: Sequence[KernelReport]) -> Explanation | None:
+    times = [kernel.time for kernel in kernels if kernel.time is not None]
+    return explain(schedule, accelerator, times) if len(times) == len(kernels) else None
 
 
 def _strategy(kernels: Sequence[KernelOp]) -> str:
@@ -72,6 +80,7 @@ def _kernel(
         least_macs=least_macs(problem) if problem else None,
         bounds=problem_bounds([problem], accelerator) if problem else None,
         mapping_bounds=mapping_bounds(costs, accelerator),
+        time=costs.time,
     )
 
 

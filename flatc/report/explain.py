@@ -16,8 +16,8 @@ from typing import Any
 from flatc.dialects.accelerator import Accelerator
 from flatc.passes.cost.bounds import Bounds
 from flatc.passes.cost.explanation import Explanation, KernelExplanation
-from flatc.passes.simulation.stalls import ResourceTime
-from flatc.report.json import number
+from flatc.passes.simulation.stalls import ResourceTime, Stall
+from flatc.report.json import causes_list, number, time_dict
 from flatc.report.tables import cycles, duration, percent, table
 
 QUEUES = {
@@ -54,17 +54,40 @@ def _causes(explanation: Explanation) -> Iterator[str]:
         yield "no schedule is faster"
         return
     yield f"where the {cycles(gap)} cycles above the bound go, as the {SETS[explanation.resource]} sees it:"
-    small = Fraction(0)
+    rows = [*cause_rows(explanation, len(explanation.causes)), [cycles(gap), percent(1.0), "", "together"]]
+    yield from table(rows, ">><<", "  ")
+
+
+def cause_rows(explanation: Explanation, most: int) -> list[list[str]]:
+    """Rows of a table: the largest causes, at most so many, and all else; there is a gap."""
+    gap, small = explanation.gap_cycles, Fraction(0)
     rows: list[list[str]] = []
-    for cause in explanation.causes:
-        if abs(cause.cycles) < LEAST_SHARE * gap:
+    for cause in sorted(explanation.causes, key=lambda cause: -abs(cause.cycles)):
+        if abs(cause.cycles) < LEAST_SHARE * gap or len(rows) == most:
             small += cause.cycles
         else:
             rows.append([cycles(cause.cycles), percent(float(cause.cycles / gap)), cause.kind, cause.name])
     if small:
         rows.append([cycles(small), percent(float(small / gap)), "", "all else"])
-    rows.append([cycles(gap), percent(1.0), "", "together"])
-    yield from table(rows, ">><<", "  ")
+    return rows
+
+
+def time_line(name: str, time: ResourceTime, latency: Fraction, most: int) -> str:
+    """One resource in one line: how much of the time it is busy, and what it waits for most."""
+    share = percent(float(time.busy / latency)) if latency else "-"
+    parts = [f"{QUEUES[name]}: busy {share}"]
+    stalls = sorted(time.stalls.items(), key=lambda item: -item[1])
+    for stall, idle in stalls[:most]:
+        if idle >= LEAST_SHARE * latency:
+            parts.append(f"{percent(float(idle / latency))} waiting for {waited_for(stall)}")
+    return ", ".join(parts)
+
+
+def waited_for(stall: Stall) -> str:
+    """What a resource waits for, in words."""
+    if stall.waits_for == "slots":
+        return f"a free slot of {stall.what}"
+    return f"{stall.what} ({QUEUES[stall.waits_for]})"
 
 
 def _kernel(kernel: KernelExplanation) -> Iterator[str]:
@@ -86,9 +109,7 @@ def _idle(time: ResourceTime, kernel: KernelExplanation) -> Iterator[tuple[str, 
         if idle < LEAST_SHARE * kernel.latency_cycles:
             small += idle
             continue
-        what = f"a free slot of {stall.what}" if stall.waits_for == "slots" else stall.what
-        where = "" if stall.waits_for == "slots" else f" ({QUEUES[stall.waits_for]})"
-        yield f"waits for {what}{where}", idle
+        yield f"waits for {waited_for(stall)}", idle
     if small:
         yield "start, end and the rest", small
 
@@ -103,7 +124,7 @@ def explanation_json(explanation: Explanation, graph: str, accelerator: Accelera
         "bounds": _bounds(explanation.bounds),
         "resource": explanation.resource,
         "gap_cycles": number(explanation.gap_cycles),
-        "causes": [{"kind": c.kind, "name": c.name, "cycles": number(c.cycles)} for c in explanation.causes],
+        "causes": causes_list(explanation),
         "kernels": [_kernel_dict(kernel) for kernel in explanation.kernels],
     }
     return json.dumps(found, indent=2, allow_nan=False) + "\n"
@@ -117,13 +138,5 @@ def _kernel_dict(kernel: KernelExplanation) -> dict[str, Any]:
     return {
         "name": kernel.name,
         "latency_cycles": number(kernel.latency_cycles),
-        "resources": {name: _resource_dict(time) for name, time in kernel.resources.items()},
+        "resources": time_dict(kernel.resources),
     }
-
-
-def _resource_dict(time: ResourceTime) -> dict[str, Any]:
-    stalls = [
-        {"waits_for": stall.waits_for, "what": stall.what, "cycles": number(idle)}
-        for stall, idle in sorted(time.stalls.items(), key=lambda item: (-item[1], item[0].what))
-    ]
-    return {"busy": number(time.busy), "stalls": stalls, "after": number(time.after)}

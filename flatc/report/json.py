@@ -11,13 +11,16 @@ a key changes its meaning or goes away, not when one is added.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from fractions import Fraction
 from typing import Any
 
 from flatc.dialects.kernel_mapping import KernelMapping
 from flatc.passes.cost.bounds import Bounds
+from flatc.passes.cost.explanation import Explanation
 from flatc.passes.cost.primitive_costs import energy_pj
+from flatc.passes.simulation.stalls import ResourceTime
 from flatc.report.model import KernelReport, Report, Roofline, TensorTraffic, roofline
 
 SCHEMA_VERSION = 1
@@ -49,6 +52,7 @@ def _totals(report: Report) -> dict[str, Any]:
         **_costs(report, report),
         "buffer_capacity_bytes": report.accelerator.buffer.capacity_bytes,
         "gap": {"cycles": number(gap.cycles), **(causes or {})} if gap else None,
+        "explanation": _explanation(report.explanation),
         "roofline": _roofline(report.roofline),
     }
 
@@ -86,11 +90,36 @@ def _kernel(report: Report, kernel: KernelReport) -> dict[str, Any]:
         "live_elements": kernel.live_elements,
         "roofline": _roofline(roofline(report.accelerator, kernel.work, kernel.latency_cycles)),
         "buffers": [asdict(buffer) | {"bytes": buffer.bytes} for buffer in kernel.buffers],
+        "time": time_dict(kernel.time.resources) if kernel.time is not None else None,
     }
 
 
 def _mapping_fields(mapping: KernelMapping | None) -> dict[str, Any] | None:
     return asdict(mapping) if is_dataclass(mapping) and not isinstance(mapping, type) else None
+
+
+def _explanation(explanation: Explanation | None) -> dict[str, Any] | None:
+    return None if explanation is None else {"resource": explanation.resource, "causes": causes_list(explanation)}
+
+
+def causes_list(explanation: Explanation) -> list[dict[str, Any]]:
+    """The causes of the gap, largest first; they add up to it."""
+    return [{"kind": c.kind, "name": c.name, "cycles": number(c.cycles)} for c in explanation.causes]
+
+
+def time_dict(resources: Mapping[str, ResourceTime]) -> dict[str, Any]:
+    """By resource its busy cycles, those of its stalls by what it waited for, and those after its last operation."""
+    return {
+        name: {
+            "busy": number(time.busy),
+            "stalls": [
+                {"waits_for": stall.waits_for, "what": stall.what, "cycles": number(idle)}
+                for stall, idle in sorted(time.stalls.items(), key=lambda item: (-item[1], item[0].what))
+            ],
+            "after": number(time.after),
+        }
+        for name, time in resources.items()
+    }
 
 
 def _tensor(tensor: TensorTraffic) -> dict[str, int | None]:

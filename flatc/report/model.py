@@ -22,7 +22,9 @@ from functools import reduce
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.kernel_mapping import KernelMapping
 from flatc.passes.cost.bounds import NO_BOUNDS, RESOURCES, Bounds
+from flatc.passes.cost.explanation import Explanation
 from flatc.passes.cost.primitive_costs import Work, energy_pj
+from flatc.passes.simulation.stalls import KernelTime
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class KernelReport:
     """One kernel. `strategy` names its corner of the map space; `loops` shows its loop nest, line by line.
 
     `bounds` are those of what the kernel computes; None where flatc does not recognise it. `least_macs` are the
-    multiply-accumulates of visible scores.
+    multiply-accumulates of visible scores. `time` says how each resource spent it, if the kernel was simulated.
     """
 
     name: str
@@ -130,6 +132,7 @@ class KernelReport:
     least_macs: int | None
     bounds: Bounds | None
     mapping_bounds: Bounds
+    time: KernelTime | None = None
 
     @property
     def offchip_bytes(self) -> int:
@@ -144,7 +147,10 @@ class KernelReport:
 
 @dataclass(frozen=True)
 class Report:
-    """One schedule on one accelerator. `phase` is the phase of its graph, None where the graph has none."""
+    """One schedule on one accelerator. `phase` is the phase of its graph, None where the graph has none.
+
+    `explanation` names the causes of the gap to the bound; None where a kernel is not recognised, or was not simulated.
+    """
 
     graph: str
     accelerator: Accelerator
@@ -152,6 +158,7 @@ class Report:
     kernels: tuple[KernelReport, ...]
     bounds: Bounds | None
     phase: str | None = None
+    explanation: Explanation | None = None
 
     @property
     def title(self) -> str:

@@ -12,12 +12,17 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 from flatc.passes.cost.bounds import RESOURCES
+from flatc.report.explain import cause_rows, time_line
 from flatc.report.model import KernelReport, Report, Roofline
 from flatc.report.tables import cycles, duration, energy, percent, size, table, times
 
 RULE = "-" * 100
 BINDS = 0.9
 """A resource that is busy for a smaller share of the time does not set the latency alone."""
+MOST_CAUSES = 5
+"""Causes of the gap that are named; `flatc explain` has them all."""
+MOST_STALLS = 2
+"""Things that a resource waits for that are named."""
 ROWS = {"array": "array", "off-chip": "off-chip memory", "vector": "vector unit"}
 
 
@@ -115,6 +120,11 @@ def _gap(report: Report) -> Iterator[str]:
     if not gap.cycles:
         yield "no schedule is faster"
         return
+    if report.explanation is not None:
+        sees = ROWS[report.explanation.resource]
+        yield f"{cycles(gap.cycles)} cycles above the bound, as the {sees} sees it (`flatc explain` says more):"
+        yield from table(cause_rows(report.explanation, MOST_CAUSES), ">><<", "  ")
+        return
     causes = [
         (gap.extra_work, f"more work for the {ROWS[report.binding]} than any algorithm needs"),
         (gap.in_sequence, "kernels run one after the other"),
@@ -154,8 +164,12 @@ def _kernel(report: Report, kernel: KernelReport) -> Iterator[str]:
     yield RULE
     share = float(kernel.latency_cycles / report.latency_cycles) if report.latency_cycles else 0.0
     yield f'kernel "{kernel.name}", {kernel.strategy}: {cycles(kernel.latency_cycles)} cycles, {percent(share)}'
-    busy = ", ".join(f"{ROWS[name]} {percent(part)}" for name, part in kernel.utilisation.items())
-    yield f"busy: {busy}"
+    if kernel.time is None:
+        busy = ", ".join(f"{ROWS[name]} {percent(part)}" for name, part in kernel.utilisation.items())
+        yield f"busy: {busy}"
+    else:
+        for name, time in kernel.time.resources.items():
+            yield time_line(name, time, kernel.latency_cycles, MOST_STALLS)
     yield from _efficiency(report, kernel)
     yield ""
     yield from (f"  {line}" for line in kernel.loops)
@@ -171,7 +185,7 @@ def _efficiency(report: Report, kernel: KernelReport) -> Iterator[str]:
     slots = kernel.mapping_bounds.array_cycles * report.accelerator.array.pes
     if not slots:
         return
-    line = f"array: {percent(float(kernel.work.macs / slots))} of the PEs have work while it is busy"
+    line = f"{percent(float(kernel.work.macs / slots))} of the PEs have work while it is busy"
     if kernel.least_macs is not None and kernel.least_macs < kernel.work.macs:
         hidden = 1 - kernel.least_macs / kernel.work.macs
         line += f", {percent(hidden)} of it on scores that the mask hides"

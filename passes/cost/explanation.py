@@ -70,8 +70,11 @@ class Explanation:
         return self.latency_cycles - self.bounds.cycles
 
 
-def explain(schedule: ScheduleOp, accelerator: Accelerator) -> Explanation:
-    """Explains a schedule. Raises `FlatcError` where flatc does not know what its kernels compute."""
+def explain(schedule: ScheduleOp, accelerator: Accelerator, times: Sequence[KernelTime] | None = None) -> Explanation:
+    """Explains a schedule. Raises `FlatcError` where flatc does not know what its kernels compute.
+
+    `times` are those of its kernels, if they are known already.
+    """
     found = parts(schedule)
     if found is None:
         raise FlatcError(
@@ -79,7 +82,9 @@ def explain(schedule: ScheduleOp, accelerator: Accelerator) -> Explanation:
             help="`flatc report` prices any schedule",
         )
     bounds = schedule_bounds(schedule, found, accelerator)
-    kernels = [(kernel, kernel_time(kernel, accelerator)) for kernel in schedule.kernels()]
+    if times is None:
+        times = [kernel_time(kernel, accelerator) for kernel in schedule.kernels()]
+    kernels = list(zip(schedule.kernels(), times, strict=True))
     latency = sum((time.latency_cycles for _, time in kernels), Fraction(0))
     account = _Account(schedule, accelerator, found, bounds, kernels)
     causes = sorted(account.causes(), key=lambda cause: -cause.cycles)

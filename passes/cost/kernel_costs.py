@@ -29,6 +29,7 @@ from flatc.passes.cost.primitive_costs import Work
 from flatc.passes.kernels.schedule_problem import Part
 from flatc.passes.kinds.registry import kernel_part, kind_with
 from flatc.passes.simulation.simulator import KernelSimulation, peak_buffer_bytes, simulate_kernel, try_simulate
+from flatc.passes.simulation.stalls import KernelTime, try_kernel_time
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,7 +50,10 @@ SIMULATE: tuple[Simulate, ...] = ("auto", "always", "never")
 
 @dataclass(frozen=True)
 class KernelCosts:
-    """Costs of one kernel. `tensor_bytes` are (read, written) by name; `events` counts all operations."""
+    """Costs of one kernel. `tensor_bytes` are (read, written) by name; `events` counts all operations.
+
+    `time` says where the time went, if that was found out: not where the closed form stands in for a simulation.
+    """
 
     latency_cycles: Fraction
     source: Source
@@ -58,18 +62,23 @@ class KernelCosts:
     work: Work
     peak_buffer_bytes: int
     events: int
+    time: KernelTime | None = None
 
 
 def kernel_costs(kernel: KernelOp, accelerator: Accelerator, simulate: Simulate = "auto") -> KernelCosts:
     """The costs of a kernel; see the module docstring for where they come from."""
+    part, events = kernel_part(kernel), count_events(kernel)
+    if simulate != "never":
+        explained = try_kernel_time(kernel, accelerator, None if simulate == "always" else MOST_EFFORT)
+        if explained is not None:
+            return _simulated(*explained, part, events)
     found = None
     if simulate == "always":
         found = simulate_kernel(kernel, accelerator)
     elif simulate == "auto":
         found = try_simulate(kernel, accelerator, MOST_EFFORT)
-    part, events = kernel_part(kernel), count_events(kernel)
     if found is not None:
-        return _simulated(found, part, events)
+        return _simulated(found, None, part, events)
     if kernel.mapping is None or part is None:
         raise FlatcError(
             f"kernel '{kernel.label.data}' takes {events} events to simulate, and without a mapping it has no "
@@ -80,7 +89,7 @@ def kernel_costs(kernel: KernelOp, accelerator: Accelerator, simulate: Simulate 
     return _closed_form(kernel, part, accelerator, events)
 
 
-def _simulated(found: KernelSimulation, part: Part | None, events: int) -> KernelCosts:
+def _simulated(found: KernelSimulation, time: KernelTime | None, part: Part | None, events: int) -> KernelCosts:
     untouched = dict.fromkeys(part.tensors.values(), (0, 0)) if part else {}
     return KernelCosts(
         latency_cycles=found.latency_cycles,
@@ -90,6 +99,7 @@ def _simulated(found: KernelSimulation, part: Part | None, events: int) -> Kerne
         work=found.work,
         peak_buffer_bytes=found.peak_buffer_bytes,
         events=events,
+        time=time,
     )
 
 

@@ -12,16 +12,18 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Protocol
 
 from xdsl.ir import BlockArgument, SSAValue
 
 from flatc.dialects.accelerator import Accelerator
-from flatc.dialects.spatial import KernelOp, LoadOp, OffchipOp, RopeTableOp, ScheduleOp, StoreOp, storage
+from flatc.dialects.spatial import KernelOp, LoadOp, OffchipOp, RopeTableOp, ScheduleOp, StoreOp, TimedOp, storage
 from flatc.passes.cost.cost_model import CostModel
 from flatc.passes.cost.primitive_costs import Work
+from flatc.passes.simulation.budget import OutOfBudget
 from flatc.passes.simulation.event_simulation import Simulation
 from flatc.passes.simulation.program_order import walk
-from flatc.passes.simulation.skip_ahead import FastSimulation, OutOfBudget
+from flatc.passes.simulation.skip_ahead import FastSimulation
 from flatc.passes.simulation.trip_plan import CannotSkip
 
 
@@ -46,13 +48,13 @@ def simulate_kernel(kernel: KernelOp, accelerator: Accelerator, *, skip_ahead: b
     model = CostModel(accelerator)
     if skip_ahead:
         try:
-            return _summary(kernel, FastSimulation(kernel, model))
+            return summary(kernel, FastSimulation(kernel, model))
         except CannotSkip:
             pass
     simulation = Simulation(model)
     for event in walk(kernel):
         simulation.execute(event)
-    return _summary(kernel, simulation)
+    return summary(kernel, simulation)
 
 
 def try_simulate(kernel: KernelOp, accelerator: Accelerator, most_effort: int) -> KernelSimulation | None:
@@ -61,12 +63,21 @@ def try_simulate(kernel: KernelOp, accelerator: Accelerator, most_effort: int) -
     Most kernels take far less effort than they have events.
     """
     try:
-        return _summary(kernel, FastSimulation(kernel, CostModel(accelerator), most_effort))
+        return summary(kernel, FastSimulation(kernel, CostModel(accelerator), most_effort))
     except (CannotSkip, OutOfBudget):
         return None
 
 
-def _summary(kernel: KernelOp, simulation: Simulation | FastSimulation) -> KernelSimulation:
+class Simulated(Protocol):
+    """What any way to simulate a kernel comes to: the last tick, and how often each operation ran on which extents."""
+
+    model: CostModel
+    end: int
+    executed: Counter[tuple[TimedOp, tuple[int, ...]]]
+
+
+def summary(kernel: KernelOp, simulation: Simulated) -> KernelSimulation:
+    """What a simulation measured."""
     model = simulation.model
     work, tensors = Work(), dict[str, tuple[int, int]]()
     busy: Counter[str] = Counter()

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 
 from flatc.dialects.spatial import KernelOp, TimedOp
 from flatc.passes.cost.cost_model import CostModel
+from flatc.passes.simulation.budget import Budget
 from flatc.passes.simulation.max_plus import LARGEST, Overflow, Times, largest
 from flatc.passes.simulation.time_registers import Registers
 from flatc.passes.simulation.trip_plan import CannotSkip
@@ -48,26 +49,8 @@ EFFORT_OF_PRODUCT = 4
 """What a product with a matrix takes, in events."""
 
 
-class OutOfBudget(Exception):
-    """The simulation would take longer than was allowed."""
-
-
-class Budget:
-    """Counts the effort of a simulation: about one for each event walked, matrices and plans in proportion."""
-
-    def __init__(self, most: int | None):
-        self._left = most
-
-    def spend(self, effort: int) -> None:
-        """Takes note of some effort."""
-        if self._left is not None:
-            self._left -= effort
-            if self._left < 0:
-                raise OutOfBudget
-
-
 class FastSimulation:
-    """One simulation of one kernel. Raises `OutOfBudget`, or `CannotSkip` where it can only be walked."""
+    """One simulation of one kernel. Raises `OutOfBudget` (`budget`), or `CannotSkip` where it can only be walked."""
 
     def __init__(self, kernel: KernelOp, model: CostModel, most_effort: int | None = None):
         self.model = model

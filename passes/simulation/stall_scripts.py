@@ -22,11 +22,11 @@ plain simulation, to the tick and to the cause.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from flatc.dialects.spatial import KernelOp, TimedOp
 from flatc.passes.cost.cost_model import CostModel
+from flatc.passes.simulation.budget import Budget
 from flatc.passes.simulation.step_programs import Event, Piece
 from flatc.passes.simulation.time_registers import Registers
 from flatc.passes.simulation.trip_scripts import Power, Repeat, Script, ScriptWriter, Stretch
@@ -45,15 +45,16 @@ EFFORT_OF_STATE = 8
 
 
 class StallScripts:
-    """One simulation of one kernel. Raises what `ScriptWriter` does, and whatever `spend` raises.
+    """One simulation of one kernel. Raises `OutOfBudget` (`budget`), or `CannotSkip` where it can only be walked.
 
     `names` lists causes by number: an operation, or the label of a buffer whose slot was not free.
     """
 
-    def __init__(self, kernel: KernelOp, model: CostModel, spend: Callable[[int], None] = lambda _: None):
-        writer = ScriptWriter(kernel, model, spend)
+    def __init__(self, kernel: KernelOp, model: CostModel, most_effort: int | None = None):
         self.model = model
-        script, self._registers, self._spend = writer.write(), writer.registers, spend
+        self._spend = Budget(most_effort).spend
+        writer = ScriptWriter(kernel, model, self._spend)
+        script, self._registers = writer.write(), writer.registers
         self.names: list[TimedOp | str] = []
         self._numbers: dict[TimedOp | str, int] = {}
         self._watched: dict[Piece, list[_Watched]] = {}

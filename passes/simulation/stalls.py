@@ -21,9 +21,10 @@ from xdsl.ir import OpResult
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.spatial import KernelOp, LoadOp, MatmulOp, StoreOp, TimedOp, VectorOp
 from flatc.passes.cost.cost_model import CostModel
+from flatc.passes.simulation.budget import OutOfBudget
 from flatc.passes.simulation.event_simulation import Simulation
 from flatc.passes.simulation.program_order import Event, Frame, walk
-from flatc.passes.simulation.simulator import tensor_name
+from flatc.passes.simulation.simulator import KernelSimulation, summary, tensor_name
 from flatc.passes.simulation.stall_scripts import StallScripts
 from flatc.passes.simulation.trip_plan import CannotSkip
 
@@ -122,6 +123,18 @@ def kernel_time(kernel: KernelOp, accelerator: Accelerator, *, skip_ahead: bool 
     for event in walk(kernel):
         simulation.execute(event)
     return _summary(simulation, model)
+
+
+def try_kernel_time(
+    kernel: KernelOp, accelerator: Accelerator, most_effort: int | None
+) -> tuple[KernelSimulation, KernelTime] | None:
+    """What `simulate_kernel` and `kernel_time` say, from one simulation; None if that takes too long."""
+    model = CostModel(accelerator)
+    try:
+        simulation = StallScripts(kernel, model, most_effort)
+    except (CannotSkip, OutOfBudget):
+        return None
+    return summary(kernel, simulation), _summary(simulation, model)
 
 
 def _summary(simulation: StallSimulation | StallScripts, model: CostModel) -> KernelTime:
