@@ -185,7 +185,7 @@ def _efficiency(report: Report, kernel: KernelReport) -> Iterator[str]:
     slots = kernel.mapping_bounds.array_cycles * report.accelerator.array.pes
     if not slots:
         return
-    line = f"{percent(float(kernel.work.macs / slots))} of the PEs have work while it is busy"
+    line = f"while the array is busy, {percent(float(kernel.work.macs / slots))} of the PEs have work"
     if kernel.least_macs is not None and kernel.least_macs < kernel.work.macs:
         hidden = 1 - kernel.least_macs / kernel.work.macs
         line += f", {percent(hidden)} of it on scores that the mask hides"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import json
+import re
 from dataclasses import replace
 from fractions import Fraction
 from functools import cache
@@ -49,6 +50,8 @@ def test_parts_add_up_and_nothing_is_below_its_bound(strategy: str, accelerator:
     assert whole.offchip_bytes == sum(tensor.bytes for tensor in whole.tensors)
     assert whole.energy_pj == pytest.approx(sum(whole.energy_by_component.values()))
     assert whole.gap.cycles == whole.latency_cycles - whole.bounds.cycles
+    assert whole.explanation is not None
+    assert sum(cause.cycles for cause in whole.explanation.causes) == whole.gap.cycles
     assert min(whole.gap.extra_work, whole.gap.in_sequence, whole.gap.waiting) >= 0
     for resource in RESOURCES:
         assert whole.bounds.of(resource) <= whole.mapping_bounds.of(resource)
@@ -58,6 +61,9 @@ def test_parts_add_up_and_nothing_is_below_its_bound(strategy: str, accelerator:
         assert kernel.bounds.cycles <= kernel.mapping_bounds.cycles <= kernel.latency_cycles
         assert kernel.peak_buffer_bytes == sum(buffer.bytes for buffer in kernel.buffers)
         assert kernel.peak_buffer_bytes <= whole.accelerator.buffer.capacity_bytes
+        assert kernel.time is not None
+        for time in kernel.time.resources.values():
+            assert time.busy + sum(time.stalls.values()) + time.after == kernel.latency_cycles
 
 
 def test_bounds_belong_to_the_graph_and_not_to_its_kernels():
@@ -120,8 +126,13 @@ def test_json_holds_plain_numbers_that_are_the_reports():
     assert totals["peak_buffer_bytes"] == max(kernel["peak_buffer_bytes"] for kernel in found["kernels"])
     assert totals["energy_pj"] == pytest.approx(sum(totals["energy_by_component_pj"].values()))
     assert totals["gap"]["cycles"] == pytest.approx(totals["latency_cycles"] - max(totals["bounds"].values()))
+    causes = totals["explanation"]["causes"]
+    assert sum(cause["cycles"] for cause in causes) == pytest.approx(totals["gap"]["cycles"])
     assert found["free_vector_operations"] == ["cast"]
     (logit, *_) = found["kernels"]
+    array = logit["time"]["array"]
+    idle = sum(stall["cycles"] for stall in array["stalls"]) + array["after"]
+    assert array["busy"] + idle == pytest.approx(logit["latency_cycles"])
     assert logit["mapping_fields"]["tiles"]["d_qk"] == 16
     assert set(logit["buffers"][0]) == {"label", "address", "slots", "slot_bytes", "shape", "element", "bytes"}
 
@@ -142,6 +153,20 @@ def test_text_shows_what_the_records_hold():
         assert f"  {row.label} " in text
     for line in kernel.loops:
         assert line in text
+    assert whole.explanation is not None
+    assert whole.explanation.causes[0].name in text
+    assert re.search(r"array: busy [\d.]+ %, [\d.]+ % waiting for ", text)
+
+
+def test_a_report_that_was_not_simulated_has_no_explanation():
+    whole = flatc.compile(TEXT, "edge", simulate="never").report
+    assert whole.explanation is None
+    assert "cycles above the bound:" in to_text(whole)
+    assert json.loads(to_json(whole))["totals"]["explanation"] is None
+
+
+def test_lines_of_a_text_have_no_blanks_at_their_ends():
+    text = to_text(report())
     assert all(line == line.rstrip() for line in text.splitlines())
 
 
