@@ -13,14 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from fractions import Fraction
+from functools import cache, reduce
 from typing import Literal
 
 from flatc.builder import Graph, Tensor
 from flatc.compiler import compile
 from flatc.dialects.accelerator import Accelerator, VectorPrices
+from flatc.dialects.mapping import Mapping
+from flatc.passes.cost.primitive_costs import Work, energy_pj
 from flatc.passes.mapping.search import NothingFits
-from flatc.report.model import Report
+from flatc.report.model import KernelReport
 
 Level = Literal["attention", "block", "layer"]
 LEVELS: tuple[Level, ...] = ("attention", "block", "layer")
@@ -87,38 +90,80 @@ class Workload:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one compilation costs. `utilisation` is MACs over what the whole array could do in the time."""
+    """What a schedule costs. `utilisation` is MACs over what the whole array could do in the time.
+
+    `live_elements` is FLAT's live footprint of the attention in it; `simulated` says where the latency is from.
+    """
 
     latency_seconds: float
     energy_pj: float
     offchip_bytes: int
     peak_buffer_bytes: int
-    utilisation: float
+    macs: int
+    macs_per_second: float
     live_elements: int | None
     simulated: bool
 
+    @property
+    def utilisation(self) -> float:
+        """Share of the array's multiply-accumulates that are used."""
+        return self.macs / (self.macs_per_second * self.latency_seconds)
+
+    def __add__(self, other: Measured) -> Measured:
+        """One after the other on the same machine."""
+        return Measured(
+            self.latency_seconds + other.latency_seconds,
+            self.energy_pj + other.energy_pj,
+            self.offchip_bytes + other.offchip_bytes,
+            max(self.peak_buffer_bytes, other.peak_buffer_bytes),
+            self.macs + other.macs,
+            self.macs_per_second,
+            max((n for n in (self.live_elements, other.live_elements) if n is not None), default=None),
+            self.simulated and other.simulated,
+        )
+
+
+def measure(workload: Workload, accelerator: Accelerator, strategy: str) -> Measured | None:
+    """The cost of the best schedule of a strategy; None where no mapping of it fits the buffer.
+
+    Kernels run one after the other, and a strategy says how attention runs: the kernels around it are compiled once
+    for all strategies and added to each.
+    """
+    model = replace(workload.model, name="any", source="")  # equal sizes are measured once
+    found = _attention(replace(workload, model=model, level="attention"), accelerator, strategy)
+    if found is None or workload.level == "attention":
+        return found
+    return found + _around(replace(workload, model=model), accelerator)
+
 
 @cache
-def measure(workload: Workload, accelerator: Accelerator, strategy: str) -> Measured | None:
-    """The cost of the best schedule of a strategy; None where no mapping of it fits the buffer."""
+def _attention(workload: Workload, accelerator: Accelerator, strategy: str) -> Measured | None:
     try:
         report = compile(workload.graph(), accelerator, strategy=strategy).report
     except NothingFits:
         return None
-    return _measured(report)
+    return _measured(report.kernels, accelerator)
 
 
-def _measured(report: Report) -> Measured:
-    live = [kernel.live_elements for kernel in report.kernels if kernel.live_elements is not None]
-    macs_per_cycle = float(report.work.macs / report.latency_cycles)
+@cache
+def _around(workload: Workload, accelerator: Accelerator) -> Measured:
+    """The kernels that are no attention."""
+    kernels = compile(workload.graph(), accelerator, strategy="online").report.kernels
+    return _measured([kernel for kernel in kernels if not isinstance(kernel.mapping, Mapping)], accelerator)
+
+
+def _measured(kernels: Sequence[KernelReport], accelerator: Accelerator) -> Measured:
+    work = reduce(Work.__add__, (kernel.work for kernel in kernels))
+    live = [kernel.live_elements for kernel in kernels if kernel.live_elements is not None]
     return Measured(
-        latency_seconds=report.latency_seconds,
-        energy_pj=report.energy_pj,
-        offchip_bytes=report.offchip_bytes,
-        peak_buffer_bytes=report.peak_buffer_bytes,
-        utilisation=macs_per_cycle / report.accelerator.array.pes,
+        latency_seconds=accelerator.seconds(sum((kernel.latency_cycles for kernel in kernels), Fraction(0))),
+        energy_pj=float(sum(energy_pj(accelerator, work).values())),
+        offchip_bytes=work.offchip_read_bytes + work.offchip_write_bytes,
+        peak_buffer_bytes=max(kernel.peak_buffer_bytes for kernel in kernels),
+        macs=work.macs,
+        macs_per_second=float(accelerator.array.pes * accelerator.clock_hz),
         live_elements=max(live, default=None),
-        simulated=report.latency_source == "simulated",
+        simulated=all(kernel.latency_source == "simulated" for kernel in kernels),
     )
 
 

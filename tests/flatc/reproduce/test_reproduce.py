@@ -15,7 +15,7 @@ from flatc.reproduce.document import document
 from flatc.reproduce.flat_sweeps import footprint
 from flatc.reproduce.model import Column, Study, Table, line, mean
 from flatc.reproduce.text import files, render, to_csv
-from flatc.reproduce.workloads import MODELS, Workload, free_softmax, lengths, measure
+from flatc.reproduce.workloads import MODELS, Level, Workload, free_softmax, lengths, measure
 
 BERT = MODELS[0]
 
@@ -29,6 +29,17 @@ def test_a_point_is_what_compile_says() -> None:
     assert found.utilisation == pytest.approx(report.utilisation["array"], rel=0.2)
     assert found.utilisation <= 1
     assert found.offchip_bytes == report.offchip_bytes
+
+
+@pytest.mark.parametrize("level", ["block", "layer"])
+def test_levels_around_attention_are_those_of_the_whole_graph(level: Level) -> None:
+    """Attention of one strategy and the kernels around it, measured apart, are the graph under that strategy."""
+    cloud, work = load("cloud"), Workload(MODELS[4], 64, level)
+    found, report = measure(work, cloud, "unfused"), flatc.compile(work.graph(), cloud, strategy="unfused").report
+    assert found is not None
+    assert found.latency_seconds == pytest.approx(report.latency_seconds, rel=1e-12)
+    assert found.energy_pj == pytest.approx(report.energy_pj, rel=1e-12)
+    assert (found.offchip_bytes, found.macs) == (report.offchip_bytes, report.work.macs)
 
 
 def test_a_granularity_that_does_not_fit_has_no_figure() -> None:
@@ -54,8 +65,8 @@ def test_lengths_double_and_quick_ones_keep_the_ends() -> None:
 
 
 @pytest.mark.parametrize("level", ["block", "layer"])
-def test_levels_hold_the_products_around_attention(level: str) -> None:
-    text = str(Workload(MODELS[4], 512, level).graph().module())  # pyright: ignore[reportArgumentType]
+def test_levels_hold_the_products_around_attention(level: Level) -> None:
+    text = str(Workload(MODELS[4], 512, level).graph().module())
     assert text.count("attn.linear") == {"block": 4, "layer": 6}[level]
 
 
