@@ -147,6 +147,14 @@ class Array:
         """How many processing elements there are."""
         return self.rows * self.columns
 
+    def passes(self, batch: Any, p: Any, q: Any, fold: tuple[Any, Any]) -> Any:
+        """How often the array is filled by `batch` pieces of p x q, cut to its size, `fold` of them at a time.
+
+        For integers and arrays of integers.
+        """
+        pieces = batch * -(-p // self.rows) * -(-q // self.columns)
+        return -(-pieces // (fold[0] * fold[1]))
+
     def cycles_of(self, operation: str) -> int | None:
         """The cycles a PE takes for `operation`, or None when it cannot do it."""
         return dict(self.pe_cycles).get(operation)

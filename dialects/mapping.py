@@ -11,7 +11,11 @@ the schedule it makes. The text is what `#flat.mapping<...>` contains:
     softmax(online, divide late)
     stages(load 0, logit 0, softmax 0, attend 1, store 2)
 
-and, where several query tiles are worked off in turn, a last line `interleave(4)`.
+and, where several query tiles are worked off in turn, a last line `interleave(4)`. More words say where the work of a
+softmax runs on machines that leave the choice (see `ArrayUse` and `Softmax`):
+
+    attend(input stationary, fold 1 x 1, add on vector)
+    softmax(online, divide late, max on array, exp on array, sum on array, first rescaled)
 
 Dimensions are the field's own: `batch`, `kv_head`, `group` (query heads per key/value head), `query`,
 `key`, `d_qk`, `d_v`. FLAT's granularities (Kao et al., ASPLOS 2023, section 4) are corners of this space:
@@ -30,6 +34,8 @@ Stationarity = Literal["output", "weight", "input"]
 Algorithm = Literal["none", "rows", "streamed", "online"]
 Divide = Literal["early", "late"]
 Level = Literal["key", "query", "kv_head"]
+Unit = Literal["vector", "array"]
+RowSum = Literal["vector", "array", "attend"]
 
 
 class MappingTokens(Protocol):
@@ -84,12 +90,14 @@ class ArrayUse:
     """How a matrix product uses the 2D array.
 
     `stationarity` says which operand stays in the PEs. `fold_rows` x `fold_columns` independent pieces
-    share the array side by side when a dimension is narrower than it.
+    share the array side by side when a dimension is narrower than it. `add` says where an attend product of one key
+    tile is added to those before: by the array that makes it, or by the vector unit, from a buffer of its own.
     """
 
     stationarity: Stationarity
     fold_rows: int = 1
     fold_columns: int = 1
+    add: Unit = "array"
 
 
 @dataclass(frozen=True)
@@ -102,10 +110,37 @@ class Softmax:
     rows do not fit. `none`: the kernel has no softmax. Such a kernel may also have `rows`: whole rows of scores stay
     on chip between the two products (see `product_rows`). `divide` is `early` (probabilities) or `late`
     (outputs).
+
+    `maximum`, `exponential` and `total` (row sum) say which unit does the work of each score of an online softmax, the
+    vector unit or the PEs of the array; what belongs to rows is always the vector unit's. Where the array has a part
+    of it, score tiles stay in the registers of the PEs from the logit to the attend. A row sum in `attend` is a column
+    of ones beside V: the product has one more column, which is rescaled with the others.
+
+    Outputs are rescaled once for each key tile, so a tile of r times as many keys is rescaled r times more seldom.
+    The first key tile has nothing to rescale or to add to; `rescales_first` does so all the same, as a machine without
+    conditions would.
     """
 
     algorithm: Algorithm
     divide: Divide = "late"
+    maximum: Unit = "vector"
+    exponential: Unit = "vector"
+    total: RowSum = "vector"
+    rescales_first: bool = False
+
+    @property
+    def on_array(self) -> bool:
+        """Whether the PEs of the array do a part of it."""
+        return "array" in (self.maximum, self.exponential, self.total)
+
+    def to_text(self) -> str:
+        """The words between the parentheses of `softmax(...)`."""
+        words = [self.algorithm, f"divide {self.divide}"]
+        words += [f"{name} {_place(unit)}" for name, unit in self._places() if unit != "vector"]
+        return ", ".join([*words, *(["first rescaled"] if self.rescales_first else [])])
+
+    def _places(self) -> tuple[tuple[str, str], ...]:
+        return (("max", self.maximum), ("exp", self.exponential), ("sum", self.total))
 
 
 @dataclass(frozen=True)
@@ -126,8 +161,8 @@ class Stages:
 class Mapping:
     """One point of the map space of one fused kernel. See the module docstring for the text form.
 
-    `interleave` query tiles are under way at a time, each with its own loads: the loops over d_qk and key stand
-    outside of the loop over these tiles.
+    `interleave` query tiles are under way at a time: the loops over d_qk and key stand outside of the loop over these
+    tiles. In an online softmax they share each tile of K and V; without a softmax each has its own loads.
     """
 
     tiles: Tiles
@@ -147,7 +182,7 @@ class Mapping:
             f"V x{keep.v_slots} at {keep.v_level}, scores x{keep.score_slots}, output x{keep.output_slots})",
             f"logit({array_text(self.logit)})",
             f"attend({array_text(self.attend)})",
-            f"softmax({self.softmax.algorithm}, divide {self.softmax.divide})",
+            f"softmax({self.softmax.to_text()})",
             f"stages({', '.join(f'{f.name} {getattr(self.stages, f.name)}' for f in fields(Stages))})",
         ]
         if self.interleave != 1:
@@ -157,7 +192,12 @@ class Mapping:
 
 def array_text(use: ArrayUse) -> str:
     """The text of the use of an array, without brackets."""
-    return f"{use.stationarity} stationary, fold {use.fold_rows} x {use.fold_columns}"
+    add = f", add {_place(use.add)}" if use.add != "array" else ""
+    return f"{use.stationarity} stationary, fold {use.fold_rows} x {use.fold_columns}{add}"
+
+
+def _place(unit: str) -> str:
+    return "in attend" if unit == "attend" else f"on {unit}"
 
 
 def parse_mapping(tokens: MappingTokens) -> Mapping:
@@ -166,15 +206,39 @@ def parse_mapping(tokens: MappingTokens) -> Mapping:
     keep = _parse_keep(tokens)
     logit = parse_array_use(tokens, "logit")
     attend = parse_array_use(tokens, "attend")
+    softmax = _parse_softmax(tokens)
+    stages = Stages(*parse_named_integers(tokens, "stages", [f.name for f in fields(Stages)], least=0))
+    return Mapping(tiles, keep, logit, attend, softmax, stages, _parse_interleave(tokens))
+
+
+def _parse_softmax(tokens: MappingTokens) -> Softmax:
     tokens.parse_keyword("softmax")
     tokens.parse_punctuation("(")
     algorithm = cast(Algorithm, parse_choice(tokens, get_args(Algorithm), "softmax algorithm"))
     tokens.parse_punctuation(",")
     tokens.parse_keyword("divide")
     divide = cast(Divide, parse_choice(tokens, get_args(Divide), "place of the division"))
+    fields = {"max": "maximum", "exp": "exponential", "sum": "total", "first": "rescales_first"}
+    given: dict[str, Any] = {}
+    while tokens.parse_optional_punctuation(",") is not None:
+        start = tokens.pos
+        word = parse_choice(tokens, tuple(fields), "part of a softmax")
+        if fields[word] in given:
+            tokens.raise_error(f"softmax: '{word}' is said twice", start, start + len(word))
+        given[fields[word]] = _parse_softmax_part(tokens, word)
     tokens.parse_punctuation(")")
-    stages = Stages(*parse_named_integers(tokens, "stages", [f.name for f in fields(Stages)], least=0))
-    return Mapping(tiles, keep, logit, attend, Softmax(algorithm, divide), stages, _parse_interleave(tokens))
+    return Softmax(algorithm, divide, **given)
+
+
+def _parse_softmax_part(tokens: MappingTokens, word: str) -> str | bool:
+    if word == "first":
+        tokens.parse_keyword("rescaled")
+        return True
+    if word == "sum" and tokens.parse_optional_keyword("in"):
+        tokens.parse_keyword("attend")
+        return "attend"
+    tokens.parse_keyword("on")
+    return parse_choice(tokens, get_args(Unit), "unit")
 
 
 def _parse_interleave(tokens: MappingTokens) -> int:
@@ -261,5 +325,10 @@ def parse_array_use(tokens: MappingTokens, name: str) -> ArrayUse:
     rows = _integer(tokens, f"{name}: fold of rows", 1)
     tokens.parse_keyword("x")
     columns = _integer(tokens, f"{name}: fold of columns", 1)
+    add: Unit = "array"
+    if tokens.parse_optional_punctuation(",") is not None:
+        tokens.parse_keyword("add")
+        tokens.parse_keyword("on")
+        add = cast(Unit, parse_choice(tokens, get_args(Unit), "unit"))
     tokens.parse_punctuation(")")
-    return ArrayUse(stationarity, rows, columns)
+    return ArrayUse(stationarity, rows, columns, add)

@@ -9,19 +9,19 @@ The rules are checked on the text alone, whatever the trip counts are:
    begins at least `slots` trips after instance n ends, so the last access may be at most `slots` stages after
    the first, and in the very last of these only if it stands earlier in the text.
 3. The buffers of a kernel fit the accelerator's memory: without addresses their sum, with addresses
-   every slot lies inside and none overlap.
+   every slot lies inside and none overlap. Those in registers fit the registers of each PE.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import BlockArgument, Operation, OpResult, SSAValue
 from xdsl.utils.exceptions import VerifyException
 
-from flatc.dialects.accelerator import AcceleratorAttr
+from flatc.dialects.accelerator import Accelerator, AcceleratorAttr
 from flatc.dialects.pipeline import Chain, Entry, chain_of, root_loops
 from flatc.dialects.spatial import BufferOp, ForOp, TimedOp, timed_ops
 
@@ -117,7 +117,11 @@ def _verify_buffer_slots(buffer: BufferOp, first: tuple[int, int], last: tuple[i
 
 
 def _verify_memory(kernel: Operation) -> None:
-    buffers = [op for op in kernel.walk() if isinstance(op, BufferOp)]
+    everything = [op for op in kernel.walk() if isinstance(op, BufferOp)]
+    accelerator = _accelerator(kernel)
+    if accelerator is not None:
+        _verify_registers(everything, accelerator)
+    buffers = [buffer for buffer in everything if buffer.registers is None]
     placed = [buffer for buffer in buffers if buffer.address is not None]
     if placed and len(placed) != len(buffers):
         raise VerifyException("either all buffers of a kernel have an address or none has")
@@ -128,17 +132,26 @@ def _verify_memory(kernel: Operation) -> None:
         if start < end:
             raise VerifyException(f'buffers "{label}" and "{other}" overlap at byte {start}')
     peak = max((end for _, end, _ in spans), default=sum(b.total_bytes for b in buffers))
-    capacity = _capacity_bytes(kernel)
-    if capacity is not None and peak > capacity:
+    if accelerator is not None and peak > accelerator.buffer.capacity_bytes:
         raise VerifyException(
             f"the kernel's buffers need {peak} bytes on chip and the accelerator has "
-            f"{capacity}: use smaller tiles or fewer slots"
+            f"{accelerator.buffer.capacity_bytes}: use smaller tiles or fewer slots"
         )
 
 
-def _capacity_bytes(kernel: Operation) -> int | None:
+def _verify_registers(buffers: Sequence[BufferOp], accelerator: Accelerator) -> None:
+    needed = sum(buffer.bytes_per_pe(accelerator.array) for buffer in buffers)
+    capacity = accelerator.registers.bytes_per_pe
+    if capacity and needed > capacity:
+        raise VerifyException(
+            f"the tiles in registers need {needed} bytes of each PE and the accelerator has {capacity}: use smaller "
+            "tiles or fewer slots of scores"
+        )
+
+
+def _accelerator(kernel: Operation) -> Accelerator | None:
     parent = kernel.parent_op()
     while parent is not None and not isinstance(parent, ModuleOp):
         parent = parent.parent_op()
     attribute = parent.attributes.get("spatial.accelerator") if parent is not None else None
-    return attribute.data.buffer.capacity_bytes if isinstance(attribute, AcceleratorAttr) else None
+    return attribute.data if isinstance(attribute, AcceleratorAttr) else None

@@ -33,11 +33,14 @@ stands after it to its last. A loop without `stream` runs as a whole where it st
 
 **Slots.** A buffer has one instance per trip of the loop whose body declares it; instances take its slots
 in turn. An instance may be touched only when every operation on the slot's previous instance has finished.
+Registers of the array's PEs change hands without waiting: each PE does its operations in order, one wave behind the
+other. For the same reason the array may work on what it left in registers before its last result is out.
 A fresh instance holds nothing, or `initial` everywhere (hardware clears accumulators by a valid bit).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Self, cast
 
@@ -84,8 +87,9 @@ from xdsl.traits import (
 )
 from xdsl.utils.exceptions import VerifyException
 
-from flatc.dialects.accelerator import AcceleratorAttr
+from flatc.dialects.accelerator import AcceleratorAttr, Array
 from flatc.dialects.flat import MappingAttr, parse_mapping_attribute
+from flatc.dialects.on_array import OnArray, array_properties, on_array_of, parse_on_array
 from flatc.dialects.parsing import float_text, parse_known_operand, parse_known_operands
 from flatc.dialects.quasi_affine import Expr
 from flatc.dialects.spatial_tables import RopeTableOp
@@ -122,6 +126,7 @@ __all__ = [
     "LoadOp",
     "MatmulOp",
     "OffchipOp",
+    "OnArray",
     "ReturnOp",
     "RopeTableOp",
     "ScheduleOp",
@@ -466,6 +471,11 @@ class BufferOp(IRDLOperation):
 
     `at` is the byte address of slot 0, given by `allocate-buffers`; slot i lies i * size bytes further.
     Reads of an instance before its first write give `initial`, and are errors without it.
+
+    `in registers` says that the buffer holds score tiles, spread over the registers of the array's PEs, and takes no
+    memory. What follows is as for operations on the array, and says how many elements a PE holds (see `OnArray`):
+
+    `%s = spatial.buffer "scores" slots 6 in registers batch 1 fold 2 x 1 : !spatial.buffer<4x128x512xbf16>`
     """
 
     name = "spatial.buffer"
@@ -473,6 +483,9 @@ class BufferOp(IRDLOperation):
     slots = prop_def(IntAttr)
     address = opt_prop_def(IntAttr)
     initial = opt_prop_def(FloatAttr)
+    batch_rank = opt_prop_def(IntAttr)
+    fold_rows = opt_prop_def(IntAttr)
+    fold_columns = opt_prop_def(IntAttr)
     buffer = result_def(BufferType)
 
     def __init__(
@@ -483,6 +496,7 @@ class BufferOp(IRDLOperation):
         *,
         address: int | None = None,
         initial: float | None = None,
+        registers: OnArray | None = None,
     ):
         super().__init__(
             properties={
@@ -490,7 +504,8 @@ class BufferOp(IRDLOperation):
                 "slots": IntAttr(slots),
                 "address": None if address is None else IntAttr(address),
                 "initial": None if initial is None else FloatAttr(initial, f64),
-            },
+            }
+            | array_properties(registers),
             result_types=[type],
         )
 
@@ -501,8 +516,22 @@ class BufferOp(IRDLOperation):
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all its slots."""
-        return self.slots.data * self.type.bytes
+        """Bytes of all its slots in the on-chip memory: none where it is in registers."""
+        return 0 if self.registers is not None else self.slots.data * self.type.bytes
+
+    @property
+    def registers(self) -> OnArray | None:
+        """How it is spread over the registers of the PEs; None where it lies in memory."""
+        return on_array_of(self)
+
+    def bytes_per_pe(self, array: Array) -> int:
+        """Bytes that all its slots take in the registers of each PE."""
+        spread = self.registers
+        if spread is None:
+            return 0
+        *rows, keys = self.type.dims
+        batch, queries = math.prod(rows[: spread.batch_rank]), math.prod(rows[spread.batch_rank :])
+        return self.slots.data * array.passes(batch, keys, queries, spread.fold) * self.type.element_bytes
 
     @override
     def verify_(self) -> None:
@@ -510,6 +539,10 @@ class BufferOp(IRDLOperation):
             raise VerifyException(f'buffer "{self.label.data}" needs at least one slot')
         if self.address is not None and self.address.data < 0:
             raise VerifyException(f'buffer "{self.label.data}" lies at byte {self.address.data}: count from 0')
+        if self.registers is not None and self.registers.batch_rank > len(self.type.dims) - 2:
+            raise VerifyException(f'buffer "{self.label.data}" in registers holds tiles of rows and keys')
+        if self.registers is not None and self.address is not None:
+            raise VerifyException(f'buffer "{self.label.data}" lies in registers, which have no addresses')
 
     @classmethod
     @override
@@ -524,11 +557,15 @@ class BufferOp(IRDLOperation):
             infinite = parser.parse_optional_keyword("inf") is not None
             value = float("inf") if infinite else float(parser.parse_number())
             initial = -value if negative else value
+        registers = None
+        if parser.parse_optional_keyword("in"):
+            parser.parse_keyword("registers")
+            registers = parse_on_array(parser)
         parser.parse_punctuation(":")
         type = parser.parse_type()
         if not isinstance(type, BufferType):
             parser.raise_error(f"expected a !spatial.buffer type, got {type}")
-        return cls(label, slots, type, address=address, initial=initial)
+        return cls(label, slots, type, address=address, initial=initial, registers=registers)
 
     @override
     def print(self, printer: Printer) -> None:
@@ -539,6 +576,8 @@ class BufferOp(IRDLOperation):
             printer.print_string(f" at {self.address.data}")
         if self.initial is not None:
             printer.print_string(f" initial {float_text(self.initial.value.data)}")
+        if self.registers is not None:
+            printer.print_string(f" in registers {self.registers.to_text()}")
         printer.print_string(" : ")
         printer.print_attribute(self.type)
 

@@ -43,6 +43,7 @@ from xdsl.printer import Printer
 from xdsl.utils.exceptions import VerifyException
 
 from flatc.dialects.attn import MaskAttr
+from flatc.dialects.on_array import OnArray, array_properties, on_array_of, parse_fold, parse_on_array
 from flatc.dialects.parsing import float_text, parse_known_operand
 from flatc.dialects.quasi_affine import Expr
 from flatc.dialects.spatial_types import (
@@ -420,11 +421,7 @@ class MatmulOp(TimedOp):
         timed.writes = [timed.parse_access(parser)]
         timed.parse_extents(parser)
         batch = parser.parse_integer() if parser.parse_optional_keyword("batch") else 0
-        fold = (1, 1)
-        if parser.parse_optional_keyword("fold"):
-            rows = parser.parse_integer()
-            parser.parse_characters("x")
-            fold = (rows, parser.parse_integer())
+        fold = parse_fold(parser)
         transposed = parser.parse_optional_keyword("transposed") is not None
         accumulate = parser.parse_optional_keyword("accumulate") is not None
         scale = float(parser.parse_number()) if parser.parse_optional_keyword("scale") else None
@@ -471,13 +468,30 @@ VECTOR_KINDS: dict[str, VectorKind] = {
         ("probabilities", "sum?"),
         "probabilities = exp(scores - maximum); sum = sum * correction + each row's sum of probabilities",
     ),
+    "tile_max": VectorKind(("scores",), ("maximum",), "maximum = each row's largest score in this tile"),
+    "merge_max": VectorKind(
+        ("tile", "maximum"),
+        ("tile", "maximum", "correction"),
+        "tile and maximum = max(tile, maximum); correction = exp(old maximum - new maximum)",
+        of_rows=True,
+    ),
+    "tile_sum": VectorKind(("probabilities",), ("sum",), "sum = each row's sum of probabilities in this tile"),
+    "merge_sum": VectorKind(
+        ("tile", "sum", "correction"), ("sum",), "sum = sum * correction + tile, row by row", of_rows=True
+    ),
     "rescale": VectorKind(("output", "correction"), ("output",), "output = output * correction, row by row"),
     "divide": VectorKind(("x", "sum"), ("y",), "y = x / sum, row by row; rows whose sum is 0 give 0"),
+    "divide_by_last": VectorKind(
+        ("x",), ("y",), "y = x / x's last column, row by row, without that column; rows whose sum is 0 give 0"
+    ),
     "cast": VectorKind(("x",), ("y",), "y = x in another storage type"),
     **VALUE_KINDS,
 }
 """The vector operations of attention, and those of the layer around it. Rows are all dimensions of the extents but the
 last."""
+
+_OF_ROWS = ("maximum", "sum", "correction")
+"""Operands with one value for each row."""
 
 
 @irdl_op_definition
@@ -490,7 +504,10 @@ class VectorOp(TimedOp):
         %t = spatial.vector rmsnorm (%x, %g) into (%y) extent [64, 4096] epsilon 1e-05 after(%u)
 
     `at` gives the absolute query and key position of the tile's first score. A kind that takes a number has it behind
-    a keyword of its own.
+    a keyword of its own. The PEs of the array can do some of it on tiles in their registers, where the accelerator
+    says so:
+
+        %t = spatial.vector exp (%s, %m) into (%s) extent [2, 64, 128] on array batch 1 fold 2 x 1 after(%u)
     """
 
     name = "spatial.vector"
@@ -498,12 +515,20 @@ class VectorOp(TimedOp):
     @property
     @override
     def resource(self) -> str:
-        return "vector"
+        return "vector" if self.on_array is None else "array"
 
     kind = prop_def(StringAttr)
     mask = opt_prop_def(MaskAttr)
     position = opt_prop_def(ArrayAttr[ExprAttr])
     number = opt_prop_def(FloatAttr)
+    batch_rank = opt_prop_def(IntAttr)
+    fold_rows = opt_prop_def(IntAttr)
+    fold_columns = opt_prop_def(IntAttr)
+
+    @property
+    def on_array(self) -> OnArray | None:
+        """How it uses the array; None where it runs on the vector unit."""
+        return on_array_of(self)
 
     def __init__(
         self,
@@ -513,6 +538,7 @@ class VectorOp(TimedOp):
         mask: MaskAttr | None = None,
         position: Sequence[Expr] | ArrayAttr[ExprAttr] | None = None,
         number: float | None = None,
+        on_array: OnArray | None = None,
     ):
         if isinstance(timed, TimedBuilder):
             loops, timed = timed.loops, timed.build()
@@ -528,7 +554,8 @@ class VectorOp(TimedOp):
                 "mask": mask,
                 "position": cast("ArrayAttr[ExprAttr] | None", position),
                 "number": None if number is None else FloatAttr(number, f64),
-            },
+            }
+            | array_properties(on_array),
         )
 
     @override
@@ -554,9 +581,15 @@ class VectorOp(TimedOp):
             raise VerifyException("mask, and only mask, needs a mask attribute and a position")
         if self.position is not None and len(self.position) != 2:
             raise VerifyException(f"a position is a query and a key, got {len(self.position)} expressions")
+        if self.on_array is not None and self.on_array.batch_rank > len(self.extents) - 2:
+            raise VerifyException(
+                f"{self.kind.data} on the array works on tiles of rows and keys, and {self.on_array.batch_rank} of "
+                f"{len(self.extents)} extents are batch dimensions"
+            )
 
     def _verify_rank(self, name: str, type: BufferType) -> None:
-        rank = len(self.extents) - (name in ("maximum", "sum", "correction"))
+        of_rows = name in _OF_ROWS and not VECTOR_KINDS[self.kind.data].of_rows
+        rank = len(self.extents) - of_rows
         if len(type.dims) != rank:
             extents = len(self.extents)
             raise VerifyException(f"{self.kind.data} over {extents} extents needs {name} of rank {rank}, got {type}")
@@ -576,8 +609,12 @@ class VectorOp(TimedOp):
         position = timed.indices.parse_list(parser) if parser.parse_optional_keyword("at") else None
         keyword = VECTOR_KINDS[kind].number if kind in VECTOR_KINDS else None
         number = float(parser.parse_number()) if keyword and parser.parse_optional_keyword(keyword) else None
+        on_array = None
+        if parser.parse_optional_keyword("on"):
+            parser.parse_keyword("array")
+            on_array = parse_on_array(parser)
         timed.parse_tail(parser)
-        return cls(kind, timed, mask=mask, position=position, number=number)
+        return cls(kind, timed, mask=mask, position=position, number=number, on_array=on_array)
 
     @override
     def print(self, printer: Printer) -> None:
@@ -594,4 +631,6 @@ class VectorOp(TimedOp):
             print_exprs(printer, self.position.data, self.indices)
         if self.number is not None:
             printer.print_string(f" {VECTOR_KINDS[self.kind.data].number} {float_text(self.number.value.data)}")
+        if self.on_array is not None:
+            printer.print_string(f" on array {self.on_array.to_text()}")
         _print_tail(printer, self)

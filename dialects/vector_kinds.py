@@ -19,7 +19,8 @@ class VectorKind:
     """What one kind of vector operation reads and writes. `?` marks operands that may be absent.
 
     `number` is the keyword of the number that the kind takes. The operands of a kind that `repeats` have the rank of
-    the extents, and dims of 1 are repeated.
+    the extents, and dims of 1 are repeated. The extents of a kind `of_rows` are those of rows alone, and so are its
+    buffers.
     """
 
     reads: tuple[str, ...]
@@ -27,6 +28,7 @@ class VectorKind:
     meaning: str
     number: str | None = None
     repeats: bool = False
+    of_rows: bool = False
 
 
 def _kind(reads: str, meaning: str, number: str | None = None) -> VectorKind:

@@ -141,6 +141,8 @@ def _element_types(kernel: KernelOp) -> Iterable[tuple[Attribute, bool]]:
         elif isinstance(op, VectorOp) and op.kind.data == "exp":
             yield _element(op.writes[0]), False
             yield from ((_element(value), True) for value in op.writes[1:])
+        elif isinstance(op, VectorOp) and op.kind.data in ("tile_sum", "merge_sum", "add"):
+            yield _element(op.writes[0]), True
         elif isinstance(op, StoreOp):
             yield op.tensor_type.element_type, False
 

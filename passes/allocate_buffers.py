@@ -10,7 +10,8 @@ other, in textual order:
     %q = spatial.buffer "Q" slots 2 at 0 : !spatial.buffer<64x64xbf16>
     %k = spatial.buffer "K" slots 2 at 16384 : !spatial.buffer<128x64xbf16>
 
-The verifier then checks that no two overlap and that the last one ends inside the memory.
+The verifier then checks that no two overlap and that the last one ends inside the memory. Buffers in registers have
+no address.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ def allocate(kernel: KernelOp) -> int:
     """Sets the addresses of one kernel's buffers; gives the first byte after the last."""
     address = 0
     for buffer in kernel.buffers():
+        if buffer.registers is not None:
+            continue
         buffer.address = IntAttr(address)
         address += buffer.total_bytes
     return address

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from collections.abc import Mapping as Named
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from numpy.typing import NDArray
 from xdsl.context import Context
@@ -37,10 +37,12 @@ from flatc.dialects.mapping import (
     Keep,
     Level,
     Mapping,
+    RowSum,
     Softmax,
     Stages,
     Stationarity,
     Tiles,
+    Unit,
 )
 from flatc.dialects.spatial import KernelOp, ScheduleOp
 from flatc.frontend.mlir import context
@@ -223,19 +225,62 @@ class Case:
 
 def random_case(rng: random.Random, accelerators: Sequence[str] = ("edge", "cloud")) -> Case:
     """One attention and one legal mapping, tried until the verifier of schedules accepts it."""
+    return _random_case(rng, lambda: load(rng.choice(accelerators)), lambda mapping, problem: mapping)
+
+
+def random_placed_case(rng: random.Random) -> Case:
+    """A random case whose softmax and sums run on units at random, some on the PEs of a small array."""
+    return _random_case(rng, lambda: pe_machine(rng.choice(["exposed", "overlapped", "none"])), _placer(rng))
+
+
+def _random_case(
+    rng: random.Random, machine: Callable[[], Accelerator], change: Callable[[Mapping, AttentionProblem], Mapping]
+) -> Case:
     while True:
-        shape, accelerator = random_shape(rng), load(rng.choice(accelerators))
+        shape, accelerator = random_shape(rng), machine()
         mask = rng.choice(MASKS)
         dtypes = rng.choice([("bf16", "f32"), ("f64", "f64"), ("bf16", "bf16")])
         module = attention(shape, mask() if mask else None, *dtypes)
         (kernel,) = fused(module)
-        problem, mapping = match_kernel(kernel).problem, random_mapping(rng, shape)
+        problem = match_kernel(kernel).problem
+        mapping = change(random_mapping(rng, shape), problem)
         kernel.mapping = MappingAttr(mapping)
         try:
             return Case(problem, mapping, accelerator, lower_mapped(module, accelerator))
         except (VerifyException, FlatcError) as error:
             if " need" not in str(error):
                 raise
+
+
+def pe_machine(skew: str) -> Accelerator:
+    """FuseMax's machine with 16 x 16 PEs and 16 lanes, so that small tiles fill them."""
+    found = load("fusemax")
+    array = replace(found.array, rows=16, columns=16, skew=skew, foldings=("rows", "columns", "contraction"))  # pyright: ignore[reportArgumentType]
+    registers = replace(found.registers, bytes_per_pe=0)
+    return replace(found, array=array, vector=replace(found.vector, lanes=16), registers=registers)
+
+
+def _placer(rng: random.Random) -> Callable[[Mapping, AttentionProblem], Mapping]:
+    def place(mapping: Mapping, problem: AttentionProblem) -> Mapping:
+        units = get_args(Unit)
+        softmax = Softmax(
+            "online", "late", rng.choice(units), rng.choice(units), rng.choice(get_args(RowSum)), rng.random() < 0.3
+        )
+        attend = replace(mapping.attend, add=rng.choice(units))
+        logit = mapping.logit
+        if softmax.on_array:
+            rows, columns = rng.choice([(1, 1), (1, 1), (2, 1), (1, 2)])
+            tile = mapping.tiles
+            fits = max(tile.group * tile.query, tile.key) <= 8 and tile.batch * tile.kv_head > 1
+            rows, columns = (rows, columns) if fits else (1, 1)
+            logit, attend = ArrayUse("output", rows, columns), ArrayUse("input", columns, rows, attend.add)
+        parts = 1 if problem.mask else rng.randint(1, -(-problem.queries // mapping.tiles.query))
+        if rng.random() < 0.2 and softmax.on_array is False and parts == 1:
+            softmax = Softmax("rows", "late", total="attend")
+            attend = replace(attend, add="array")
+        return replace(mapping, softmax=softmax, logit=logit, attend=attend, interleave=parts)
+
+    return place
 
 
 def random_shape(rng: random.Random) -> Shape:

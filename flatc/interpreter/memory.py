@@ -93,10 +93,14 @@ class Instance:
         return f'buffer "{self.buffer.label.data}" instance {self.number}'
 
     def read(self, box: Box, step: Step, *, accumulates: bool = False) -> Array:
-        """The elements of a window. An operation that `accumulates` reads only to write in the same breath."""
+        """The elements of a window. An operation that `accumulates` reads only to write in the same breath.
+
+        From registers a PE reads what it wrote itself, so an operation of the array needs no more than its turn.
+        """
         self._check_bounds(box, step, "reads")
+        needs_result = not accumulates and self.buffer.registers is None
         for other, writer in self._writers:
-            if _overlap(box, other) and not step.follows(writer, needs_result=not accumulates):
+            if _overlap(box, other) and not step.follows(writer, needs_result=needs_result):
                 raise self._race(box, step, "reads", writer, "writes")
         if self._written.ndim and not self._written[box].all():
             problem = f"reads {self} at {text_of(box)}, where elements were never written"
@@ -168,6 +172,15 @@ class OnChipMemory:
             )
             raise violation(op, trip, problem, "give the buffer more slots, or its last use an earlier stage")
         return slot
+
+    @staticmethod
+    def check_registers(slots: Sequence[Slot], step: Step) -> None:
+        """Registers change hands without waiting, so all that others did with them must come before in any case."""
+        for slot in slots:
+            taken = slot.owner is not None and slot.owner.buffer.registers is not None
+            if taken and not step.succeeds(slot.handed_over):
+                problem = f"takes over the registers of {slot.owner}, whose last use may not have finished"
+                raise violation(step.op, step.trip, problem, "wait for the token of that use, or give it more slots")
 
     @staticmethod
     def release(slots: Sequence[Slot], step: Step) -> None:

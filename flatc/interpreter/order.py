@@ -60,6 +60,12 @@ class Step:
             return True
         return other.resource == self.resource and not needs_result
 
+    def succeeds(self, clock: Clock) -> bool:
+        """Whether all of `clock` on other resources has finished before this step."""
+        return all(
+            finished <= self.before[resource] for resource, finished in enumerate(clock) if resource != self.resource
+        )
+
     def __str__(self) -> str:
         return describe(self.op, self.trip)
 

@@ -28,6 +28,7 @@ from xdsl.ir import SSAValue
 from flatc.dialects.accelerator import AcceleratorAttr
 from flatc.dialects.masks import allows
 from flatc.dialects.spatial import (
+    BufferOp,
     BufferType,
     ExtendOp,
     KernelOp,
@@ -174,7 +175,9 @@ class _Kernel:
         if operands is None:
             operands = self._operands[op] = _Operands.of(op, self.precision)
         slots = [self.memory.claim(op, trip, *event.instance(value)) for value in operands.buffers]
-        step = self.order.issue(op, trip, [*tokens, *(slot.handed_over for slot in slots)])
+        waits = [slot.handed_over for slot, buffer in zip(slots, operands.buffers, strict=True) if _waits_for(buffer)]
+        step = self.order.issue(op, trip, [*tokens, *waits])
+        self.memory.check_registers(slots, step)
         extents = event.extents()
         if min(extents, default=0) < 0:
             raise violation(op, trip, f"works on a negative extent {list(extents)}")
@@ -211,6 +214,11 @@ class _Kernel:
 
     def _count(self, tensor: OffchipTensor, op: LoadOp | StoreOp, access: _Access) -> None:
         self.moved[tensor.name, op.resource] += math.prod(access.extents) * op.tensor_type.element_bytes
+
+
+def _waits_for(buffer: SSAValue) -> bool:
+    """Whether a slot of a buffer is waited for; registers change hands in program order."""
+    return isinstance(buffer.owner, BufferOp) and buffer.owner.registers is None
 
 
 @dataclass(frozen=True)
@@ -305,7 +313,7 @@ def _matmul(op: MatmulOp, access: _Access) -> None:
     access.write(0, extents, product)
 
 
-# --- The vector unit ----------------------------------------------------------------------------------
+# --- The vector unit, and PEs that do its work ---------------------------------------------------------
 
 
 def _mask(op: VectorOp, access: _Access) -> None:
@@ -343,6 +351,30 @@ def _finite(maximum: Array) -> Array:
     return np.where(maximum == -np.inf, 0, maximum)
 
 
+def _tile_max(op: VectorOp, access: _Access) -> None:
+    scores = access.operand(0, access.extents)
+    access.write(0, access.extents[:-1], scores.max(axis=-1, initial=-np.inf))
+
+
+def _merge_max(op: VectorOp, access: _Access) -> None:
+    rows = access.extents
+    tile, old = access.operand(0, rows), access.operand(1, rows)
+    new = np.maximum(old, tile)
+    access.write(0, rows, new)
+    access.write(1, rows, new)
+    access.write(2, rows, np.where(old == new, 1, np.exp(old - _finite(new))))
+
+
+def _tile_sum(op: VectorOp, access: _Access) -> None:
+    access.write(0, access.extents[:-1], access.operand(0, access.extents).sum(axis=-1))
+
+
+def _merge_sum(op: VectorOp, access: _Access) -> None:
+    rows = access.extents
+    tile, total, correction = (access.operand(i, rows) for i in range(3))
+    access.write(0, rows, total * correction + tile)
+
+
 def _rescale(op: VectorOp, access: _Access) -> None:
     correction = access.operand(1, access.extents[:-1])
     access.write(0, access.extents, access.operand(0, access.extents) * correction[..., np.newaxis])
@@ -353,6 +385,13 @@ def _divide(op: VectorOp, access: _Access) -> None:
     access.write(0, access.extents, np.where(total == 0, 0, x / np.where(total == 0, 1, total)))
 
 
+def _divide_by_last(op: VectorOp, access: _Access) -> None:
+    *rows, columns = access.extents
+    x = access.operand(0, [*rows, columns + 1])
+    values, total = x[..., :-1], x[..., -1:]
+    access.write(0, access.extents, np.where(total == 0, 0, values / np.where(total == 0, 1, total)))
+
+
 def _cast(op: VectorOp, access: _Access) -> None:
     access.write(0, access.extents, access.operand(0, access.extents))
 
@@ -361,8 +400,13 @@ _VECTOR: dict[str, Callable[[VectorOp, _Access], None]] = {
     "mask": _mask,
     "row_max": _row_max,
     "exp": _exp,
+    "tile_max": _tile_max,
+    "merge_max": _merge_max,
+    "tile_sum": _tile_sum,
+    "merge_sum": _merge_sum,
     "rescale": _rescale,
     "divide": _divide,
+    "divide_by_last": _divide_by_last,
     "cast": _cast,
     **dict.fromkeys(VALUE_KINDS, value_operation),
 }

@@ -5,8 +5,8 @@ array as fully used, overlaps everything inside a phase, and does not record til
 
     unfused   K and V of a head stay where two copies fit half of the buffer, else 32768 rows stay while they stream
     flat      FLAT's recorded rows, halved until two sets of their scores fit the buffer, so that softmax overlaps
-    fusemax   tiles of 256 rows and 256 keys, as the study says, while K and V of a head stay; where these do not fit
-              half of the buffer, 32768 rows stay while they stream
+    fusemax   tiles of 256 rows and 256 keys, as the study says, while K and V of a head stay; where two copies do not
+              fit half of the buffer, 32768 rows stay while they stream, 256 at a time
 
 Latency and off-chip traffic are compared, on the lengths that the study covers.
 """
@@ -30,22 +30,13 @@ STREAMED_ROWS = 32768
 """Rows of Q, or of the output, that stay while K, or V, streams past. FuseMax's traffic at 65536 tokens says so; longer
 sequences, and unfused attention, are predictions."""
 
+AHEAD = 3
+"""How many tiles the loads of FuseMax run ahead: K and V of the next head, and its first Q, arrive during the last tile
+of rows of 1024 keys."""
+
 SPILLED = (
     "spilling inside one pipeline: the study overlaps logit, softmax and attend although scores go through off-chip "
     "memory, and takes the largest of the three totals; flatc makes kernels of them, which run one after the other"
-)
-PE_SOFTMAX = (
-    "elementwise work on the array: FuseMax's PEs take max, exp and sum of the scores (9 cycles for each 256 x 256 "
-    "tile) and leave 2F + 10 + 256F/M cycles to the 1D unit; flatc's schedules put all of it on the vector unit, "
-    "(1 + 7 + 1) x 256 cycles more"
-)
-CONTRACTION = (
-    "an attend that adds its product to the output on the 1D unit (the second F of 2F), and whose 256 x 64 product "
-    "of 256 keys fills the array; flatc accumulates in the array, which a width of 64 fills to a quarter"
-)
-BLOCKS = (
-    "two levels of query tiles: FuseMax streams K and V once for 32768 rows and works on 256 of them at a time; flatc "
-    "works on all of them, on fewer keys at a time and without a second set of anything"
 )
 HALVED = (
     "one set of scores in several stages: FLAT overlaps softmax and products on one slice of scores; flatc needs a "
@@ -101,12 +92,26 @@ def _flat_bytes(sizes: Sizes, rows: int, key: int) -> int:
 
 
 def fusemax_mappings(sizes: Sizes, accelerator: Accelerator) -> dict[str, Mapping]:
-    """FuseMax's tiles, or, where K and V of a head do not fit, the blocks that they stream past."""
-    side, length = accelerator.array.columns, sizes.length
-    if _level(sizes, accelerator.buffer.capacity_bytes // 4) == "kv_head":
-        return mappings("study_fusemax", rows=min(side, length), key=min(side, length), depth=sizes.depth)
-    rows, key = min(STREAMED_ROWS, length), min(side // 4, length)
-    return mappings("study_fusemax_blocks", rows=rows, key=key, depth=sizes.depth)
+    """FuseMax's tiles, and, where K and V of a head do not fit, the blocks that they stream past.
+
+    Where there is room for them, loads run ahead by as many tiles as hide the loads of the next head.
+    """
+    side, length, room = accelerator.array.columns, sizes.length, accelerator.buffer.capacity_bytes // 2
+    tile = min(side, length)
+    if _level(sizes, room // 2) == "key":
+        parts = -(-min(STREAMED_ROWS, length) // tile)
+        return mappings("study_fusemax_blocks", rows=tile, parts=parts, key=tile, depth=sizes.depth)
+    ahead = AHEAD if 2 * (AHEAD + 2) * sizes.head_bytes <= room else 0
+    return mappings(
+        "study_fusemax",
+        rows=tile,
+        key=tile,
+        depth=sizes.depth,
+        slots=ahead + 2,
+        logit=ahead,
+        attend=ahead + 1,
+        store=ahead + 2,
+    )
 
 
 # --- Schedules ------------------------------------------------------------------------------------------------
@@ -162,15 +167,10 @@ def _flat_traffic(mapping: Recorded) -> tuple[str, ...]:
     return (*streamed(mapping), *mapping.partial, *((HALVED,) if halved else ()))
 
 
-def _fusemax_latency(mapping: Recorded) -> tuple[str, ...]:
-    fits = _level(mapping.sizes, machine("study_fusemax").buffer.capacity_bytes // 4) == "kv_head"
-    return (PE_SOFTMAX, CONTRACTION) if fits else (PE_SOFTMAX, CONTRACTION, BLOCKS)
-
-
 DESIGNS = (
     _Design("unfused", "unfused attention", _unfused, lambda m: (), lambda m: ()),
     _Design("flat", "FLAT with softmax", _flat, _flat_latency, _flat_traffic),
-    _Design("fusemax", "FuseMax", _fusemax, _fusemax_latency, lambda m: ()),
+    _Design("fusemax", "FuseMax", _fusemax, lambda m: (), lambda m: ()),
 )
 
 

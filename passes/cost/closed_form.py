@@ -26,12 +26,13 @@ from dataclasses import dataclass, fields, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Any, Literal
 
-from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.accelerator import Accelerator, Array
 from flatc.dialects.mapping import ArrayUse, Keep, Mapping, Softmax, Stages, Tiles
 from flatc.passes.cost.key_geometry import KeyGeometry, key_geometry
 from flatc.passes.cost.primitive_costs import (
     VECTOR_WORK,
     MatmulTile,
+    ScoreTile,
     VectorWork,
     Work,
     array_cycles,
@@ -39,9 +40,11 @@ from flatc.passes.cost.primitive_costs import (
     chained_traffic,
     energy_pj,
     operand_traffic,
+    pe_cycles,
     vector_cycles,
     vector_energy_pj,
 )
+from flatc.passes.cost.value_work import value_work
 from flatc.passes.kernels.problem import AttentionProblem
 
 if TYPE_CHECKING:
@@ -66,6 +69,26 @@ class Structure:
     d_qk: int | None = None
     """The tile of d_qk; None where it is not cut."""
     interleave: int = 1
+    maximum: str = "vector"
+    exponential: str = "vector"
+    total: str = "vector"
+    rescales_first: bool = False
+    add: str = "array"
+
+    @property
+    def held(self) -> bool:
+        """Whether score tiles stay in the registers of PEs."""
+        return "array" in (self.maximum, self.exponential, self.total)
+
+    @property
+    def sums_in_attend(self) -> bool:
+        """Whether a column of ones beside V gives the row sums."""
+        return self.total == "attend"
+
+    @property
+    def chains_attends(self) -> bool:
+        """Whether an attend waits for outputs to be rescaled, which wait for the attend before."""
+        return self.algorithm == "online" and self.add == "array" and self.interleave == 1
 
     def is_product_rows(self, problem: AttentionProblem) -> bool:
         """Whether rows of scores stay on chip without a softmax on them."""
@@ -117,6 +140,11 @@ def structure_of(mapping: Mapping) -> Structure:
         mapping.attend.stationarity,
         mapping.tiles.d_qk,
         mapping.interleave,
+        mapping.softmax.maximum,
+        mapping.softmax.exponential,
+        mapping.softmax.total,
+        mapping.softmax.rescales_first,
+        mapping.attend.add,
     )
 
 
@@ -148,8 +176,8 @@ def mapping_at(problem: AttentionProblem, structure: Structure, columns: Columns
             s.v_level,  # pyright: ignore[reportArgumentType]
         ),
         ArrayUse(s.logit_stationarity, n["logit_fold_rows"], n["logit_fold_columns"]),  # pyright: ignore[reportArgumentType]
-        ArrayUse(s.attend_stationarity, n["attend_fold_rows"], n["attend_fold_columns"]),  # pyright: ignore[reportArgumentType]
-        Softmax(s.algorithm, s.divide),  # pyright: ignore[reportArgumentType]
+        ArrayUse(s.attend_stationarity, n["attend_fold_rows"], n["attend_fold_columns"], s.add),  # pyright: ignore[reportArgumentType]
+        Softmax(s.algorithm, s.divide, s.maximum, s.exponential, s.total, s.rescales_first),  # pyright: ignore[reportArgumentType]
         Stages(n["load"], n["logit"], n["softmax"], n["attend"], n["store"]),
         s.interleave,
     )
@@ -160,9 +188,11 @@ class Counts:
     """What the tiles of a column of mappings add up to, whenever they happen; every number is an array.
 
     It depends on the sizes of tiles and on folds, not on slots and stages, so mappings that differ in these share it
-    (`SharedCounts`). `product`, `skew` and `awaited_skew` are cycles of each product: busy, skew of all its tiles, and
-    skew that the vector unit or a store waits for. `vector_between` is vector work between logit and attend of
-    the same scores, `vector_aside` the rest. `transfers` are loads and stores.
+    (`SharedCounts`). `product`, `skew` and `awaited_skew` are cycles of each product, and of what PEs do of the
+    softmax: busy, skew of all its tiles, and skew that the vector unit or a store waits for. `vector_between` is vector
+    work between logit and attend of the same scores, `vector_aside` the rest. `rescaling` is the part of it that
+    stands between an attend and the next one of the same rows, and what these wait for the first.
+    `transfers` are loads and stores.
     """
 
     work: Work
@@ -171,6 +201,7 @@ class Counts:
     awaited_skew: dict[str, Any]
     vector_between: Any
     vector_aside: Any
+    rescaling: Any
     tensor_bytes: dict[str, Any]
     transfers: tuple[Any, Any]
 
@@ -192,6 +223,7 @@ class Counts:
             _sums(self.awaited_skew, other.awaited_skew),
             _sum(self.vector_between, other.vector_between),
             _sum(self.vector_aside, other.vector_aside),
+            _sum(self.rescaling, other.rescaling),
             _sums(self.tensor_bytes, other.tensor_bytes),
             (_sum(self.transfers[0], other.transfers[0]), _sum(self.transfers[1], other.transfers[1])),
         )
@@ -212,6 +244,7 @@ class Counts:
             each(self.awaited_skew),
             at(self.vector_between),
             at(self.vector_aside),
+            at(self.rescaling),
             each(self.tensor_bytes),
             (at(self.transfers[0]), at(self.transfers[1])),
         )
@@ -257,34 +290,51 @@ def peak_buffer_bytes(problem: AttentionProblem, structure: Structure, columns: 
     heads = c.batch * c.kv_head
     rows = heads * c.group * c.query
     d_qk = s.d_qk or p.d_qk
-    total = c.q_slots * rows * d_qk * p.q_bytes
+    online = s.algorithm == "online"
+    block = rows * s.interleave
+    total = c.q_slots * (block if online else rows) * d_qk * p.q_bytes
     k_rows = c.key if s.k_level == "key" else p.keys
     v_rows = p.keys if s.v_level == "kv_head" else c.key
     passes = 2 if s.algorithm == "streamed" else 1
     total = total + heads * k_rows * d_qk * p.k_bytes * c.k_slots * (1 if s.k_level == "kv_head" else passes)
-    total = total + heads * v_rows * p.d_v * p.v_bytes * c.v_slots
-    rows = rows * s.interleave
-    width = geometry.width if s.algorithm == "rows" else c.key
-    total = total + c.score_slots * rows * width * p.score_bytes * passes
-    if p.converts_probabilities:
-        total = total + c.score_slots * rows * width * p.probability_bytes
+    outputs = p.d_v + s.sums_in_attend
+    total = total + heads * v_rows * outputs * p.v_bytes * c.v_slots
+    scores = rows if online else block
+    if not s.held:
+        width = geometry.width if s.algorithm == "rows" else c.key
+        element = p.score_bytes * passes + (p.probability_bytes if p.converts_probabilities else 0)
+        total = total + c.score_slots * scores * width * element
     if p.has("softmax"):
-        total = total + rows * p.score_bytes * _statistic_slots(s.algorithm, c)
+        of_block, of_tile = _statistic_slots(s, c)
+        total = total + (block * of_block + scores * of_tile) * p.score_bytes
     if p.has("attend"):
-        total = total + c.output_slots * rows * p.d_v * p.accumulator_bytes
+        total = total + c.output_slots * block * outputs * p.accumulator_bytes
         if p.converts_output:
-            total = total + c.output_slots * rows * p.d_v * p.output_bytes
+            total = total + c.output_slots * block * p.d_v * p.output_bytes
+        if s.add == "vector":
+            total = total + c.score_slots * (2 if s.held else 1) * rows * outputs * p.accumulator_bytes
     return total
 
 
-def _statistic_slots(algorithm: str, c: Columns) -> Any:
-    """Slots of the row maximum, the row sum and the correction together."""
-    sums = c.store - c.softmax + 1
-    if algorithm == "online":
-        return 1 + sums + (c.attend - c.softmax + 1)
-    if algorithm == "rows":
-        return 1 + sums
-    return (1 + c.attend - c.logit) + (1 + c.attend) + 1
+def _statistic_slots(s: Structure, c: Columns) -> tuple[Any, Any]:
+    """Slots of what is kept for each row: the running maximum and sum, and what belongs to one tile of scores."""
+    sums = (c.store - (c.attend if s.held else c.softmax) + 1) * (not s.sums_in_attend)
+    if s.algorithm == "online":
+        held = (2 if s.sums_in_attend else 4) * c.score_slots if s.held else 0
+        return 1 + sums, c.attend - c.softmax + 1 + held
+    if s.algorithm == "rows":
+        return 1 + sums, 0
+    return (1 + c.attend - c.logit) + (1 + c.attend), 1
+
+
+def register_bytes_per_pe(problem: AttentionProblem, structure: Structure, columns: Columns, array: Array) -> Any:
+    """Bytes that score tiles take in the registers of each PE."""
+    p, c = problem, columns
+    if not structure.held:
+        return c.batch * 0
+    fold = (c.attend_fold_rows, c.attend_fold_columns)
+    tiles = array.passes(c.batch * c.kv_head, c.key, c.group * c.query, fold) * c.score_slots
+    return tiles * (p.score_bytes + (p.probability_bytes if p.converts_probabilities else 0))
 
 
 class _Counter:
@@ -302,9 +352,12 @@ class _Counter:
         self.structure, self.columns = structure, columns
         self.geometry = geometry
         self.product_rows = structure.is_product_rows(problem)
+        # Interleaved query tiles of an online softmax; the mask that would complicate it is refused.
+        self.shares_keys = structure.interleave > 1 and not self.product_rows
         self.work = Work()
         self.vector_between: Any = 0
         self.vector_aside: Any = 0
+        self.rescaling: Any = 0
         self.product: dict[str, Any] = {}
         self.skew: dict[str, Any] = {}
         self.awaited_skew: dict[str, Any] = {}
@@ -328,6 +381,8 @@ class _Counter:
         zero = self.columns.batch * 0
         if part == "vector":
             self.vector_between = self.vector_aside = zero
+            if self.structure.held:
+                self.product["softmax"] = self.skew["softmax"] = self.awaited_skew["softmax"] = zero
             self.add_vector()
         elif part == "transfers":
             tensors, transfers = self.tensor_bytes(), self.transfers()
@@ -342,6 +397,7 @@ class _Counter:
             self.awaited_skew,
             self.vector_between,
             self.vector_aside,
+            self.rescaling,
             tensors,
             transfers,
         )
@@ -369,7 +425,11 @@ class _Counter:
                     if name == "logit":
                         self._product("logit", MatmulTile(batch, m, k_extent, p.d_qk), times * passes, waits)
                     else:
-                        self._product("attend", MatmulTile(batch, m, p.d_v, k_extent), times, waits)
+                        width = p.d_v + self.structure.sums_in_attend
+                        skew = self._product("attend", MatmulTile(batch, m, width, k_extent), times, waits)
+                        if self.structure.chains_attends:
+                            later = times - count * g.nonempty[query]
+                            self.rescaling = self.rescaling + skew * later * (later > 0)
 
     def _logit_tiles(self, query: int) -> list[tuple[Any, Any, int]]:
         """(how many, keys, depth) of the blocks that fill the rows of all query tiles of a kind."""
@@ -384,7 +444,8 @@ class _Counter:
             if depths and times.any()
         ]
 
-    def _product(self, name: str, tile: MatmulTile, times: Any, waits: Any) -> None:
+    def _product(self, name: str, tile: MatmulTile, times: Any, waits: Any) -> Any:
+        """Adds `times` products of one kind, `waits` of which somebody waits for; gives the skew of one."""
         p, c, array = self.problem, self.columns, self.accelerator.array
         stationarity: str = getattr(self.structure, f"{name}_stationarity")
         fold = (getattr(c, f"{name}_fold_rows"), getattr(c, f"{name}_fold_columns"))
@@ -392,18 +453,25 @@ class _Counter:
         self.product[name] = self.product[name] + cycles.busy * times
         self.skew[name] = self.skew[name] + (cycles.latency - cycles.busy) * times
         self.awaited_skew[name] = self.awaited_skew[name] + (cycles.latency - cycles.busy) * waits
-        attend = name == "attend"
-        traffic = operand_traffic(array, stationarity, tile, accumulate=attend or self.product_rows)
+        attend, held = name == "attend", self.structure.held
+        accumulate = (attend and self.structure.add == "array") or self.product_rows
+        traffic = operand_traffic(array, stationarity, tile, accumulate=accumulate)
         a, b, out = (
             (p.probability_bytes, p.v_bytes, p.accumulator_bytes) if attend else (p.q_bytes, p.k_bytes, p.score_bytes)
         )
-        chained = attend and p.has("logit") and not p.converts_probabilities
+        chained = attend and p.has("logit") and not p.converts_probabilities and not held
         copied = chained_traffic(array, tile) * a if chained else 0
+        first, results = traffic.a_reads * a, (traffic.c_reads * out, traffic.c_writes * out)
+        registers: Any = 0
+        if held:  # the scores, which attend reads and logit writes
+            registers, first, results = (first, 0, results) if attend else (sum(results), first, (0, 0))
         self.work = self.work + Work(
             macs=tile.batch * tile.m * tile.n * tile.k * times,
-            buffer_read_bytes=(traffic.a_reads * a + traffic.b_reads * b + traffic.c_reads * out + copied) * times,
-            buffer_write_bytes=(traffic.c_writes * out + copied) * times,
+            buffer_read_bytes=(first + traffic.b_reads * b + results[0] + copied) * times,
+            buffer_write_bytes=(results[1] + copied) * times,
+            register_bytes=registers * times,
         )
+        return cycles.latency - cycles.busy
 
     def add_vector(self) -> None:
         """Vector cycles, counts and traffic of everything around the products."""
@@ -414,28 +482,39 @@ class _Counter:
                 if p.mask is not None:
                     self._mask(count, query, rows)
                 if p.has("softmax"):
-                    self._softmax(count, query, rows)
+                    self._softmax(count, query, batch, group * q_extent)
                 if p.has("attend"):
-                    self._outputs(count * g.q_counts[query], rows)
+                    self._outputs(count, query, batch * group)
 
     def _mask(self, count: Any, query: int, rows: Any) -> None:
         g, p = self.geometry, self.problem
         passes = 2 if self.structure.algorithm == "streamed" else 1
         for key, k_extent in enumerate(g.k_extents):
             times = count * g.edges[query][key] * passes
-            self._vector("mask", times, rows, k_extent, reads=p.score_bytes, writes=p.score_bytes, aside=True)
+            size = 0 if self.structure.held else p.score_bytes
+            registers = 2 * p.score_bytes if self.structure.held else 0
+            self._vector("mask", times, rows, k_extent, reads=size, writes=size, registers=registers, aside=True)
 
-    def _softmax(self, count: Any, query: int, rows: Any) -> None:
+    def _softmax(self, count: Any, query: int, batch: Any, m: Any) -> None:
+        """The softmax of `batch` x `m` rows."""
+        p, g, rows = self.problem, self.geometry, batch * m
         if self.structure.algorithm == "rows":
             self._softmax_rows(count, query, rows)
             return
-        p, g = self.problem, self.geometry
+        if self.structure.held:
+            for key, k_extent in enumerate(g.k_extents):
+                self._held_softmax(count * g.visits[query][key], ScoreTile(batch, m, k_extent))
+            self._rescale(count, query, rows)
+            return
         score, out = p.score_bytes, p.probability_bytes
         for key, k_extent in enumerate(g.k_extents):
             times = count * g.visits[query][key]
             self._vector("row_max_online", times, rows, k_extent, reads=score, row_reads=score, row_writes=2 * score)
             streamed = self.structure.algorithm == "streamed"
-            self._exp("exp_sum_online", times, rows, k_extent, row_reads=3, row_writes=1, final=not streamed)
+            if self.structure.sums_in_attend:
+                self._exp("exp", times, rows, k_extent, row_reads=1, row_writes=0, final=True)
+            else:
+                self._exp("exp_sum_online", times, rows, k_extent, row_reads=3, row_writes=1, final=not streamed)
             if streamed:
                 self._exp("exp", times, rows, k_extent, row_reads=1, row_writes=0, final=False)
                 converts = p.converts_probabilities
@@ -443,9 +522,60 @@ class _Counter:
                     "divide", times, rows, k_extent, reads=score, writes=out, row_reads=score, converts=converts
                 )
         if self.structure.algorithm == "online":
-            times = count * (sum(g.visits[query]) - g.nonempty[query])
-            acc = p.accumulator_bytes
-            self._vector("rescale", times, rows, p.d_v, reads=acc, writes=acc, row_reads=score)
+            self._rescale(count, query, rows)
+
+    def _rescale(self, count: Any, query: int, rows: Any) -> None:
+        """Rescaling of outputs at every key tile but the first of its rows, and adding products to them."""
+        p, g, s = self.problem, self.geometry, self.structure
+        acc, visits = p.accumulator_bytes, count * sum(g.visits[query])
+        times = visits - count * g.nonempty[query] * (not s.rescales_first)
+        width = p.d_v + s.sums_in_attend
+        chained, between = s.chains_attends, s.add == "array"
+        cycles = self._vector(
+            "rescale", times, rows, width, reads=acc, writes=acc, row_reads=p.score_bytes, aside=not between
+        )
+        if chained:
+            self.rescaling = self.rescaling + cycles
+        if s.add == "vector":
+            self._vector("add", visits, rows, width, reads=2 * acc, writes=acc, aside=True)
+
+    def _held_softmax(self, times: Any, tile: ScoreTile) -> None:
+        """The softmax of score tiles in registers: PEs or the vector unit on scores, the vector unit on rows."""
+        p, s = self.problem, self.structure
+        score, out, rows = p.score_bytes, p.probability_bytes, tile.batch * tile.queries
+        self._on_scores("tile_max", s.maximum, times, tile, registers=score, row_writes=score)
+        self._vector("merge_max", times, rows, 1, reads=2 * score, writes=3 * score)
+        self._on_scores("exp", s.exponential, times, tile, registers=score + out, row_reads=score)
+        if not s.sums_in_attend:
+            self._on_scores("tile_sum", s.total, times, tile, registers=out, row_writes=score)
+            self._vector("merge_sum", times, rows, 1, reads=3 * score, writes=score, aside=True)
+
+    def _on_scores(
+        self,
+        kind: str,
+        unit: str,
+        times: Any,
+        tile: ScoreTile,
+        *,
+        registers: int,
+        row_reads: int = 0,
+        row_writes: int = 0,
+    ) -> None:
+        rows = tile.batch * tile.queries
+        bytes: dict[str, Any] = {"row_reads": row_reads, "row_writes": row_writes}
+        if unit == "vector":
+            converts = kind == "exp" and self.problem.converts_probabilities
+            self._vector(kind, times, rows, tile.keys, converts=converts, registers=registers, **bytes)
+            return
+        c, work = self.columns, VECTOR_WORK[kind]
+        fold = (c.attend_fold_rows, c.attend_fold_columns)
+        cycles = pe_cycles(self.accelerator.array, work.per_element, fold, tile)
+        self.product["softmax"] = self.product["softmax"] + cycles.busy * times
+        skew = (cycles.latency - cycles.busy) * times
+        self.skew["softmax"] = self.skew["softmax"] + skew
+        if kind == "tile_max":
+            self.awaited_skew["softmax"] = self.awaited_skew["softmax"] + skew
+        self._count(work, times, rows, tile.keys, registers=registers, **bytes)
 
     def _exp(
         self, kind: str, times: Any, rows: Any, width: Any, *, row_reads: int, row_writes: int, final: bool
@@ -472,16 +602,17 @@ class _Counter:
         times = count if g.constant_width is None else tiles
         self._strip("row_max", times, tiles, rows, width, reads=score, row_reads=score, row_writes=score)
         early, converts = self.structure.divide == "early", p.converts_probabilities
+        sums = not self.structure.sums_in_attend
         self._strip(
-            "exp_sum",
+            "exp_sum" if sums else "exp",
             times,
             tiles,
             rows,
             width,
             reads=score,
             writes=score if early else out,
-            row_reads=2 * score,
-            row_writes=score,
+            row_reads=(1 + sums) * score,
+            row_writes=sums * score,
             converts=converts and not early,
         )
         if early:
@@ -492,18 +623,21 @@ class _Counter:
     def _strip(self, kind: str, times: Any, tiles: Any, rows: Any, width: Any, **bytes: Any) -> None:
         self._vector(kind, times, rows, width, rounded=self.geometry.constant_width is not None, tiles=tiles, **bytes)
 
-    def _outputs(self, times: Any, rows: Any) -> None:
-        p = self.problem
-        late = p.has("softmax") and self.structure.divide == "late"
+    def _outputs(self, count: Any, query: int, heads: Any) -> None:
+        """Division or conversion of the finished outputs of a kind of query tiles, or of blocks of them."""
+        p, s = self.problem, self.structure
+        late = p.has("softmax") and s.divide == "late"
         if late or p.converts_output:
+            tiles, extent = _tiles(p.queries, self.columns.query * s.interleave)[query]
+            acc, apart = p.accumulator_bytes, s.sums_in_attend
             self._vector(
-                "divide" if late else "cast",
-                times,
-                rows,
+                "cast" if not late else "divide_by_last" if apart else "divide",
+                count * tiles,
+                heads * extent,
                 p.d_v,
-                reads=p.accumulator_bytes,
+                reads=acc,
                 writes=p.output_bytes,
-                row_reads=p.score_bytes if late else 0,
+                row_reads=(acc if apart else p.score_bytes) if late else 0,
                 converts=p.converts_output,
                 aside=True,
             )
@@ -515,23 +649,22 @@ class _Counter:
         rows: Any,
         width: Any,
         *,
-        reads: int,
-        writes: int = 0,
-        row_reads: int = 0,
-        row_writes: int = 0,
         converts: bool = False,
         aside: bool = False,
         rounded: bool = True,
         tiles: Any = None,
-    ) -> None:
-        """Adds `times` operations over tiles of rows x width; `tiles` of them share the row work, if given."""
+        **bytes: Any,
+    ) -> Any:
+        """Adds `times` operations over tiles of rows x width; `tiles` of them share the row work, if given.
+
+        `bytes` are those of `_count`. Gives the cycles of all.
+        """
         if not times.any():
-            return
-        unit, work = self.accelerator.vector, VECTOR_WORK[kind]
+            return 0
+        unit, work = self.accelerator.vector, value_work(kind, 2) if kind == "add" else VECTOR_WORK[kind]
         if converts and "cast" not in work.per_element:
             work = VectorWork((*work.per_element, "cast"), work.per_row)
         elements = rows * width
-        row_times = times if tiles is None else tiles
         if rounded:
             cycles = vector_cycles(unit, work, elements, rows) * times
         else:
@@ -541,11 +674,34 @@ class _Counter:
             self.vector_aside = self.vector_aside + cycles
         else:
             self.vector_between = self.vector_between + cycles
+        self._count(work, times, rows, width, row_times=times if tiles is None else tiles, **bytes)
+        return cycles
+
+    def _count(
+        self,
+        work: VectorWork,
+        times: Any,
+        rows: Any,
+        width: Any,
+        *,
+        row_times: Any = None,
+        reads: int = 0,
+        writes: int = 0,
+        row_reads: int = 0,
+        row_writes: int = 0,
+        registers: int = 0,
+    ) -> None:
+        """Adds what `times` operations over rows x width elements read, write and spend.
+
+        The numbers are bytes of each element and of each row in the buffer, and of each element in registers.
+        """
+        elements, row_times = rows * width * times, times if row_times is None else row_times
         self.work = self.work + Work(
-            vector_energy_pj=vector_energy_pj(unit, work, elements * times, rows * row_times),
-            vector_elements=elements * len(work.per_element) * times,
-            buffer_read_bytes=elements * times * reads + rows * row_times * row_reads,
-            buffer_write_bytes=elements * times * writes + rows * row_times * row_writes,
+            vector_energy_pj=vector_energy_pj(self.accelerator.vector, work, elements, rows * row_times),
+            vector_elements=elements * len(work.per_element),
+            buffer_read_bytes=elements * reads + rows * row_times * row_reads,
+            buffer_write_bytes=elements * writes + rows * row_times * row_writes,
+            register_bytes=elements * registers,
         )
 
     def tensor_bytes(self) -> dict[str, Any]:
@@ -554,9 +710,10 @@ class _Counter:
         like = self.columns.batch * 0
         kv = p.batch * p.kv_heads
         passes = 2 if s.algorithm == "streamed" else 1
-        streamed_keys = ceil_divide(p.group, self.columns.group) * sum(
-            g.visits[q][k] * k_extent for q in (0, 1) for k, k_extent in enumerate(g.k_extents)
-        )
+        streamed_keys = sum(g.visits[q][k] * k_extent for q in (0, 1) for k, k_extent in enumerate(g.k_extents))
+        if self.shares_keys:
+            streamed_keys = like + p.keys * self._blocks()
+        streamed_keys = ceil_divide(p.group, self.columns.group) * streamed_keys
         scores = p.heads * sum(
             g.visits[q][k] * k_extent * q_extent
             for q, q_extent in enumerate(g.q_extents)
@@ -578,6 +735,10 @@ class _Counter:
             found["result"] = scores * p.probability_bytes
         return found
 
+    def _blocks(self) -> Any:
+        """How many times query tiles are interleaved: how often their keys are streamed."""
+        return ceil_divide(self.problem.queries, self.columns.query * self.structure.interleave)
+
     def transfers(self) -> tuple[Any, Any]:
         """How many loads and how many stores."""
         p, s, g, c = self.problem, self.structure, self.geometry, self.columns
@@ -585,6 +746,9 @@ class _Counter:
         heads = ceil_divide(p.batch, c.batch) * ceil_divide(p.kv_heads, c.kv_head)
         groups = heads * ceil_divide(p.group, c.group)
         tiles, visits = groups * sum(g.q_counts), groups * sum(g.visits[0] + g.visits[1])
+        if self.shares_keys:
+            tiles = groups * self._blocks()
+            visits = tiles * ceil_divide(p.keys, c.key)
         fills = tiles if s.k_level == "query" else visits
         loads: Any = 0
         if self.product_rows:
@@ -608,10 +772,13 @@ Part = Literal["logit", "attend", "vector", "transfers"]
 PARTS: tuple[Part, ...] = ("logit", "attend", "vector", "transfers")
 
 _WITHOUT_INFLUENCE: dict[Part, tuple[str, ...]] = {
-    "logit": ("divide", "v_level", "attend_stationarity"),
-    "attend": ("divide", "k_level", "v_level", "logit_stationarity"),
+    "logit": ("divide", "v_level", "attend_stationarity", "rescales_first", "add"),
+    "attend": ("divide", "k_level", "v_level", "logit_stationarity", "rescales_first"),
     "vector": ("k_level", "v_level", "logit_stationarity", "attend_stationarity"),
-    "transfers": ("divide", "logit_stationarity", "attend_stationarity"),
+    "transfers": (
+        *("divide", "logit_stationarity", "attend_stationarity"),
+        *("maximum", "exponential", "total", "rescales_first", "add"),
+    ),
 }
 """What of a structure a part of the counts does not depend on."""
 
@@ -647,12 +814,15 @@ class SharedCounts:
         key = replace(structure, **dict.fromkeys(_WITHOUT_INFLUENCE[part], ""))
         if part == "logit" and key.k_level != "query":
             key = replace(key, k_level="")
+        if part == "logit" and not structure.held:
+            key = replace(key, total="")
         found = self._parts.get((part, key))
         if found is None:
             tiles = self.tiles
-            if part in ("logit", "attend"):
-                rows, columns = self.folds(part, getattr(key, f"{part}_stationarity"))
-                tiles = replace(tiles, **{f"{part}_fold_rows": rows, f"{part}_fold_columns": columns})
+            product = "attend" if part == "vector" and structure.held else part
+            if product in ("logit", "attend"):
+                rows, columns = self.folds(product, getattr(structure, f"{product}_stationarity"))
+                tiles = replace(tiles, **{f"{product}_fold_rows": rows, f"{product}_fold_columns": columns})
             found = _Counter(self.problem, self.accelerator, key, tiles, self.geometry).counts(part)
             self._parts[part, key] = found
         return found
@@ -751,15 +921,23 @@ def _waiting_cycles(case: _Case) -> list[Any]:
     found: list[Any] = []
     if p.has("logit"):
         k_slots = c.k_slots if s.k_level == "key" else c.k_slots * 0 + _NEVER
-        found.append((tensors["k"] * read + logit + counts.skew["logit"]) / k_slots)
+        skew = counts.skew["logit"] if s.interleave == 1 else 0
+        found.append((tensors["k"] * read + logit + skew) / k_slots)
         found.append((tensors["q"] * read + logit) / c.q_slots)
     if p.has("attend"):
         v_slots = c.v_slots if s.v_level == "key" else c.v_slots * 0 + _NEVER
-        found.append((tensors["v"] * read + attend + counts.skew["attend"]) / v_slots)
+        skew = counts.skew["attend"] if s.interleave == 1 else 0
+        found.append((tensors["v"] * read + attend + skew) / v_slots)
+        if s.chains_attends:
+            found.append(attend + counts.rescaling)
         if s.interleave == 1:
             # Interleaved tiles share a slot: one may be stored while another is in work.
             found.append((tensors["result"] * write + attend) / c.output_slots)
-    if p.has("logit") and p.has("attend") and s.algorithm != "streamed":
+    if s.held:
+        # The array takes the next logit after the attend of its stages, which waits for the vector unit in between.
+        made = logit + attend + counts.product["softmax"] + counts.vector_between
+        found.append((made + counts.awaited_skew["softmax"]) / (c.attend - c.logit + 1))
+    elif p.has("logit") and p.has("attend") and s.algorithm != "streamed":
         under_way = np.minimum(c.score_slots, c.attend - c.logit + 1)
         found.append((logit + attend + counts.awaited_skew["logit"] + counts.vector_between) / under_way)
     return found
@@ -771,14 +949,18 @@ _NEVER = 1 << 40
 
 def _ends(case: _Case) -> tuple[Any, Any]:
     """Cycles of the loads before the first operation, and of the store after the last: at the least."""
+    import numpy as np
+
     p, c, s, accelerator = case.problem, case.columns, case.structure, case.accelerator
     heads = c.batch * c.kv_head
     loaded: Any = 0
     if p.has("logit") and p.mask is None:
         keys = c.key if s.k_level == "key" else p.keys
-        loaded = heads * (s.d_qk or p.d_qk) * (c.group * c.query * p.q_bytes + keys * p.k_bytes)
+        rows = c.query if s.algorithm != "online" else np.minimum(c.query * s.interleave, p.queries)
+        loaded = heads * (s.d_qk or p.d_qk) * (c.group * rows * p.q_bytes + keys * p.k_bytes)
     # The last tile of each dimension may be ragged.
-    rows = _last(p.batch, c.batch) * _last(p.kv_heads, c.kv_head) * _last(p.group, c.group) * _last(p.queries, c.query)
+    rows = _last(p.batch, c.batch) * _last(p.kv_heads, c.kv_head) * _last(p.group, c.group)
+    rows = rows * _last(p.queries, c.query * (s.interleave if s.algorithm == "online" else 1))
     stored = rows * p.d_v * p.output_bytes if p.has("attend") else 0
     return loaded * float(accelerator.cycles_per_byte_read), stored * float(accelerator.cycles_per_byte_written)
 

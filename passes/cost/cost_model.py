@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import cast
 
 from xdsl.ir import SSAValue
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.diagnostics import FlatcError
-from flatc.dialects.spatial import BufferType, LoadOp, MatmulOp, StoreOp, TimedOp, VectorOp
+from flatc.dialects.spatial import BufferOp, BufferType, LoadOp, MatmulOp, StoreOp, TimedOp, VectorOp
 from flatc.dialects.vector_kinds import VALUE_KINDS
 from flatc.passes.cost.primitive_costs import (
+    ArrayCycles,
     MatmulTile,
+    ScoreTile,
     VectorWork,
     Work,
     array_cycles,
     chained_traffic,
     operand_traffic,
+    pe_cycles,
     repeated_elements,
     value_price,
     vector_cycles,
@@ -64,6 +68,10 @@ class CostModel:
             known = self._prices[key] = self._price(op, extents)
         return known
 
+    def busy_cycles(self, op: TimedOp, extents: tuple[int, ...]) -> Fraction:
+        """How long `op` takes its resource."""
+        return Fraction(self.price(op, extents).busy, self.ticks_per_cycle)
+
     def _price(self, op: TimedOp, extents: tuple[int, ...]) -> OpCost:
         if isinstance(op, LoadOp | StoreOp):
             return self._transfer(op, extents)
@@ -88,12 +96,15 @@ class CostModel:
         fold = (op.fold_rows.data, op.fold_columns.data)
         cycles = array_cycles(self.accelerator.array, stationarity, fold, tile)
         traffic = operand_traffic(self.accelerator.array, stationarity, tile, accumulate=op.accumulate is not None)
-        a, b, c = (_element_bytes(value) for value in (*op.reads, *op.writes))
-        copied = chained_traffic(self.accelerator.array, tile) * a if _is_product(op.reads[0]) else 0
-        work = Work(
-            macs=tile.batch * tile.m * tile.n * tile.k,
-            buffer_read_bytes=traffic.a_reads * a + traffic.b_reads * b + traffic.c_reads * c + copied,
-            buffer_write_bytes=traffic.c_writes * c + copied,
+        a, b, c = (*op.reads, *op.writes)
+        chained = _is_product(a) and not in_registers(a)
+        copied = chained_traffic(self.accelerator.array, tile) * _element_bytes(a) if chained else 0
+        work = (
+            Work(macs=tile.batch * tile.m * tile.n * tile.k, buffer_read_bytes=copied, buffer_write_bytes=copied)
+            + _read(a, traffic.a_reads)
+            + _read(b, traffic.b_reads)
+            + _read(c, traffic.c_reads)
+            + _written(c, traffic.c_writes)
         )
         return OpCost(cycles.busy * self.ticks_per_cycle, cycles.latency * self.ticks_per_cycle, work)
 
@@ -107,20 +118,38 @@ class CostModel:
         rows, elements = math.prod(extents[:-1]), math.prod(extents)
         if op.kind.data in VALUE_KINDS:
             return self._value(op, extents)
-        first_read, first_write = _element_bytes(op.reads[0]), _element_bytes(op.writes[0])
         work = vector_operation_work(op)
-        ticks = vector_cycles(unit, work, elements, rows) * self.ticks_per_cycle
-        row_reads = sum(_element_bytes(value) for value in op.reads[1:])
-        row_writes = sum(_element_bytes(value) for value in op.writes[1:])
-        if op.kind.data == "row_max":
-            first_write, row_writes = 0, row_writes + first_write
         counts = Work(
             vector_energy_pj=vector_energy_pj(unit, work, elements, rows),
             vector_elements=elements * len(work.per_element),
-            buffer_read_bytes=elements * first_read + rows * row_reads,
-            buffer_write_bytes=elements * first_write + rows * row_writes,
         )
-        return OpCost(ticks, ticks, counts)
+        for value in op.reads:
+            counts = counts + _read(value, elements if _rank(value) == len(extents) else rows)
+        if op.kind.data == "divide_by_last":  # it reads one column more than it writes
+            counts = counts + _read(op.reads[0], rows)
+        for value in op.writes:
+            counts = counts + _written(value, elements if _rank(value) == len(extents) else rows)
+        cycles = self._on_array(op, work, extents)
+        if cycles is None:
+            ticks = vector_cycles(unit, work, elements, rows) * self.ticks_per_cycle
+            return OpCost(ticks, ticks, counts)
+        return OpCost(cycles.busy * self.ticks_per_cycle, cycles.latency * self.ticks_per_cycle, counts)
+
+    def _on_array(self, op: VectorOp, work: VectorWork, extents: tuple[int, ...]) -> ArrayCycles | None:
+        """The cycles of PEs that do an operation; None where the vector unit does it."""
+        if op.on_array is None:
+            return None
+        array = self.accelerator.array
+        for name in work.per_element:
+            if array.cycles_of(name) is None:
+                raise FlatcError(
+                    f"the PEs of accelerator '{self.accelerator.name}' cannot do '{name}', which {op.kind.data} on its "
+                    "array needs",
+                    help="leave it to the vector unit, or price it in array: operations",
+                )
+        batch, rows = op.on_array.batch_rank, extents[:-1]
+        tile = ScoreTile(math.prod(rows[:batch]), math.prod(rows[batch:]), extents[-1])
+        return pe_cycles(array, work.per_element, op.on_array.fold, tile)
 
     def _value(self, op: VectorOp, extents: tuple[int, ...]) -> OpCost:
         """An operation on values: it reads each operand as it lies in its buffer, without repeated dims."""
@@ -141,8 +170,35 @@ def matmul_tile(op: MatmulOp, extents: tuple[int, ...]) -> MatmulTile:
 def vector_operation_work(op: VectorOp) -> VectorWork:
     """The operations of the price table that a vector operation performs."""
     changes_type = _element_type(op.reads[0]) != _element_type(op.writes[0])
-    converts = (op.kind.data in ("exp", "divide", "cast") or op.kind.data in VALUE_KINDS) and changes_type
+    if op.on_array is not None:  # PEs round what they write
+        return vector_work(op.kind.data, reads=len(op.reads), writes=len(op.writes), converts=False)
+    rounds = ("exp", "divide", "divide_by_last", "cast")
+    converts = (op.kind.data in rounds or op.kind.data in VALUE_KINDS) and changes_type
     return vector_work(op.kind.data, reads=len(op.reads), writes=len(op.writes), converts=converts)
+
+
+def adds_product(op: VectorOp) -> bool:
+    """Whether a vector operation adds what the array made to what it made before."""
+    return op.kind.data == "add" and _is_product(op.reads[0])
+
+
+def _rank(buffer: SSAValue) -> int:
+    return len(cast(BufferType, buffer.type).dims)
+
+
+def in_registers(buffer: SSAValue) -> bool:
+    """Whether a buffer is spread over the registers of the PEs."""
+    return isinstance(buffer.owner, BufferOp) and buffer.owner.registers is not None
+
+
+def _read(buffer: SSAValue, elements: int) -> Work:
+    size = elements * _element_bytes(buffer)
+    return Work(register_bytes=size) if in_registers(buffer) else Work(buffer_read_bytes=size)
+
+
+def _written(buffer: SSAValue, elements: int) -> Work:
+    size = elements * _element_bytes(buffer)
+    return Work(register_bytes=size) if in_registers(buffer) else Work(buffer_write_bytes=size)
 
 
 def _is_product(buffer: SSAValue) -> bool:

@@ -24,10 +24,10 @@ from fractions import Fraction
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.diagnostics import FlatcError
-from flatc.dialects.spatial import KernelOp, LoadOp, MatmulOp, ScheduleOp, StoreOp, TimedOp, VectorOp
+from flatc.dialects.spatial import BufferOp, KernelOp, LoadOp, MatmulOp, ScheduleOp, StoreOp, TimedOp, VectorOp
 from flatc.dialects.vector_kinds import VALUE_KINDS
 from flatc.passes.cost.bounds import AnyProblem, Bounds, least_macs, least_vector_counts
-from flatc.passes.cost.cost_model import CostModel, matmul_tile, vector_operation_work
+from flatc.passes.cost.cost_model import CostModel, adds_product, matmul_tile, vector_operation_work
 from flatc.passes.cost.primitive_costs import MatmulTile, array_cycles, ceil_divide
 from flatc.passes.kernels.problem import AttentionProblem
 from flatc.passes.kernels.schedule_problem import Part, compulsory_by_tensor, schedule_bounds
@@ -112,6 +112,7 @@ class _Account:
         self.problems: list[AnyProblem] = [part.problem for part in found]
         self.parts, self.bounds = found, bounds
         self.resource = self._queue(bounds.binding)
+        self.model = CostModel(accelerator)
 
     def _queue(self, binding: str) -> str:
         """The resource of the simulation that a bound belongs to; of two channels, the one with more to move."""
@@ -152,7 +153,7 @@ class _Account:
     # --- Work -------------------------------------------------------------------------------------------
 
     def _executed(self) -> Iterator[tuple[TimedOp, tuple[int, ...], int]]:
-        model = CostModel(self.accelerator)
+        model = self.model
         for _, time in self.kernels:
             for (op, extents), times in time.executed.items():
                 if model.resource(op) == self.resource:
@@ -165,14 +166,20 @@ class _Account:
 
     def _array_work(self) -> Iterator[tuple[str, Fraction]]:
         pes = self.accelerator.array.pes
-        products = [(op, extents, times) for op, extents, times in self._executed() if isinstance(op, MatmulOp)]
+        executed = list(self._executed())
+        products = [(op, extents, times) for op, extents, times in executed if isinstance(op, MatmulOp)]
+        for op, extents, times in executed:
+            if isinstance(op, VectorOp):
+                yield f"{operation_name(op)} on the array", self.model.busy_cycles(op, extents) * times
         full = _largest_extents(products)
         total = 0
         for op, extents, times in products:
             name, tile = operation_name(op), matmul_tile(op, extents)
             macs = tile.batch * tile.m * tile.n * tile.k
             busy, skew = self._array_busy(op, tile)
-            total += macs * times
+            ones = tile.batch * tile.m * tile.k if _has_ones(op) else 0
+            yield "row sums as a column of ones", Fraction(ones * times, pes)
+            total += (macs - ones) * times
             yield f"skew of {name}", Fraction(skew * times)
             where = "ragged edges" if extents != full[op] else "tiles that do not fill the array"
             yield f"{where} in {name}", (busy - skew - Fraction(macs, pes)) * times
@@ -193,7 +200,8 @@ class _Account:
             elements, rows = math.prod(extents), math.prod(extents[:-1])
             for name in work.per_element:
                 price: int = getattr(unit.prices, name)
-                yield _vector_name(op.kind.data, name), Fraction(ceil_divide(elements, unit.lanes) * price * times)
+                what = "adding products to outputs" if adds_product(op) else _vector_name(op.kind.data, name)
+                yield what, Fraction(ceil_divide(elements, unit.lanes) * price * times)
             row_price: int = sum(getattr(unit.prices, name) for name in work.per_row)
             yield _row_name(op.kind.data), Fraction(ceil_divide(rows, unit.lanes) * row_price * times)
         for problem in self.problems:
@@ -239,6 +247,8 @@ def _row_name(kind: str) -> str:
 
 def _vector_name(kind: str, operation: str) -> str:
     """What a part of the vector work is called."""
+    if kind.startswith("merge"):
+        return "running maxima, sums and corrections"
     if kind in VALUE_KINDS and operation != "cast":
         return _BEYOND_FORMULAS
     if operation in _BEYOND:
@@ -246,6 +256,12 @@ def _vector_name(kind: str, operation: str) -> str:
     if operation == "add":
         return "row sums on the vector unit"
     return {"rescale": "rescaling of outputs", "mask": "masking of edge tiles"}.get(kind, f"{operation} in {kind}")
+
+
+def _has_ones(op: MatmulOp) -> bool:
+    """Whether the second operand has a column of ones, which is there from the start."""
+    owner = op.reads[1].owner
+    return isinstance(owner, BufferOp) and owner.initial is not None
 
 
 def _largest_extents(

@@ -42,6 +42,15 @@ class MatmulTile:
 
 
 @dataclass(frozen=True)
+class ScoreTile:
+    """`batch` tiles of scores, of so many query rows and keys each."""
+
+    batch: Count
+    queries: Count
+    keys: Count
+
+
+@dataclass(frozen=True)
 class ArrayCycles:
     """`busy` cycles until the array can take the next operation, `latency` until the result is there."""
 
@@ -73,10 +82,25 @@ def array_cycles(array: Array, stationarity: str, fold: tuple[Count, Count], til
     array for `overhead_cycles` more.
     """
     p, q, t = spatial_extents(stationarity, tile)
-    pieces = tile.batch * ceil_divide(p, array.rows) * ceil_divide(q, array.columns)
-    passes = ceil_divide(pieces, fold[0] * fold[1])
+    passes = array.passes(tile.batch, p, q, fold)
     skew = _at_most(p * fold[0], array.rows) + _at_most(q * fold[1], array.columns) - 2
     cycles = passes * (t + (skew if array.skew == "exposed" else 0)) + array.overhead_cycles * (passes > 0)
+    return ArrayCycles(cycles, cycles + (skew * (passes > 0) if array.skew == "overlapped" else 0))
+
+
+def pe_cycles(array: Array, operations: tuple[str, ...], fold: tuple[Count, Count], tile: ScoreTile) -> ArrayCycles:
+    """Cycles of `operations` that PEs do, one after the other, on a tile of scores in their registers.
+
+    Keys lie down the rows of PEs and query rows along their columns, in batch x ceil(keys / rows) x ceil(queries /
+    columns) pieces, of which `fold` share a pass. A pass takes as long as the operations of one PE; reducing down the
+    rows of PEs is one operation of each, in a wave; a PE rounds what it writes, at no price. Skew and overhead are
+    those of a product (FuseMax, MICRO 2024: max 1, exp 7 and sum 1 cycle for each tile of the array's size, in waves
+    behind those of the products).
+    """
+    price = sum(array.cycles_of(name) or 0 for name in operations)
+    passes = array.passes(tile.batch, tile.keys, tile.queries, fold)
+    skew = _at_most(tile.keys * fold[0], array.rows) + _at_most(tile.queries * fold[1], array.columns) - 2
+    cycles = passes * (price + (skew if array.skew == "exposed" else 0)) + array.overhead_cycles * (passes > 0)
     return ArrayCycles(cycles, cycles + (skew * (passes > 0) if array.skew == "overlapped" else 0))
 
 
@@ -167,16 +191,21 @@ VECTOR_WORK: dict[str, VectorWork] = {
     "exp": VectorWork(("exp",)),
     "exp_sum": VectorWork(("exp", "add")),
     "exp_sum_online": VectorWork(("exp", "add"), ("multiply", "add")),
+    "tile_max": VectorWork(("max",)),
+    "merge_max": VectorWork(("max", "exp")),
+    "tile_sum": VectorWork(("add",)),
+    "merge_sum": VectorWork(("multiply", "add")),
     "rescale": VectorWork(("multiply",)),
     "divide": VectorWork(("divide",)),
+    "divide_by_last": VectorWork(("divide",)),
     "cast": VectorWork(("cast",)),
 }
 """Which operations of the price table each variant of a vector operation performs.
 
 `row_max_online` also combines the row's running maximum and makes the correction factor; `exp_sum` also adds up
-the probabilities; `exp_sum_online` also corrects the running sum. A change of storage type adds a `cast` per
-element. Rows lie across lanes, so reducing a row is work within a lane and has no price of its own. Norms, activations
-and the like are in `value_work`.
+the probabilities; `exp_sum_online` also corrects the running sum; the `merge` operations do the same where the tile's
+own maximum or sum was found elsewhere. A change of storage type adds a `cast` per element. Rows lie across lanes, so
+reducing a row is work within a lane and has no price of its own. Norms, activations and the like are in `value_work`.
 """
 
 
@@ -253,6 +282,7 @@ class Work:
     offchip_write_bytes: Count = 0
     buffer_read_bytes: Count = 0
     buffer_write_bytes: Count = 0
+    register_bytes: Count = 0
 
     def __add__(self, other: Work) -> Work:
         added = vars(other)
@@ -265,10 +295,12 @@ class Work:
 def energy_pj(accelerator: Accelerator, work: Work) -> dict[str, Any]:
     """Energy by component, in picojoules; the total is the sum of the values."""
     offchip = work.offchip_read_bytes + work.offchip_write_bytes
+    price = accelerator.registers.energy_pj_per_byte
     return {
         "array": work.macs * accelerator.array.mac_energy_pj,
         "vector": work.vector_energy_pj,
         "buffer read": work.buffer_read_bytes * accelerator.buffer.read_energy_pj_per_byte,
         "buffer write": work.buffer_write_bytes * accelerator.buffer.write_energy_pj_per_byte,
         "off-chip": offchip * accelerator.offchip.energy_pj_per_byte,
+        **({"registers": work.register_bytes * price} if price else {}),
     }

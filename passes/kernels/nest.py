@@ -25,6 +25,7 @@ from flatc.dialects.spatial import (
     BufferType,
     ForOp,
     LoadOp,
+    OnArray,
     StartOp,
     StoreOp,
     TimedBuilder,
@@ -48,10 +49,16 @@ class Nest:
         return expr.simplify(self.ranges)
 
     def buffer(
-        self, label: str, slots: int, shape: Sequence[int], type: Attribute, initial: float | None = None
+        self,
+        label: str,
+        slots: int,
+        shape: Sequence[int],
+        type: Attribute,
+        initial: float | None = None,
+        registers: OnArray | None = None,
     ) -> SSAValue:
         """Declares a buffer here."""
-        op = BufferOp(label, slots, BufferType(shape, type), initial=initial)
+        op = BufferOp(label, slots, BufferType(shape, type), initial=initial, registers=registers)
         op.buffer.name_hint = label
         self.ops.append(op)
         return op.buffer

@@ -168,7 +168,10 @@ class NestBuilder(Nest):
         depth = self.problem.d_qk if name == "k" else self.problem.d_v
         slots = self.mapping.keep.k_slots if name == "k" else self.mapping.keep.v_slots
         rows = self.size["key"] if extent == const(self.size["key"]) else self.tile["key"]
-        buffer = self.buffer(name.upper(), slots, [self.tile["batch"], self.tile["kv_head"], rows, depth], type)
+        # A column of ones beside V sums the rows of probabilities: it is never loaded, and stays as it was.
+        ones = name == "v" and self.mapping.softmax.total == "attend"
+        shape = [self.tile["batch"], self.tile["kv_head"], rows, depth + ones]
+        buffer = self.buffer(name.upper(), slots, shape, type, 1.0 if ones else None)
         starts = [self.start("batch"), self.start("kv_head"), start, const(0)]
         extents = [self.extent("batch"), self.extent("kv_head"), extent, const(depth)]
         return buffer, self.load(tensor, starts, extents, Access(buffer), stage, name)

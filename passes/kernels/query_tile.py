@@ -2,19 +2,27 @@
 
 `kernel_schedule` shows the shapes. `source` puts a tile of scores into a buffer (a logit product, or a load); `sink`
 uses a tile of probabilities (an attend product, or a store); what lies between depends on the softmax algorithm.
+
+Where PEs of the array do a part of an online softmax (FuseMax, MICRO 2024), score tiles stay in their registers, and
+what belongs to scores is told apart from what belongs to rows, which is the vector unit's:
+
+    row max      tile_max (array)                  merge_max with the running maximum (vector)
+    exp          exp, of scores - merged maximum (array)
+    row sum      tile_sum (array)                  merge_sum with the running sum (vector)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 from xdsl.ir import Attribute, SSAValue
 
 from flatc.dialects.attn import MaskAttr
-from flatc.dialects.quasi_affine import Expr, const, maximum, var
-from flatc.dialects.spatial import Access, MatmulOp, VectorOp
-from flatc.passes.kernels.nest_builder import NestBuilder
+from flatc.dialects.quasi_affine import Expr, ceildiv, const, maximum, minimum, var
+from flatc.dialects.spatial import Access, BufferType, MatmulOp, OnArray, VectorOp, YieldOp, make_for
+from flatc.passes.kernels.nest_builder import KeyBody, NestBuilder
 
 
 class QueryTile:
@@ -25,9 +33,19 @@ class QueryTile:
         self.problem, self.mapping, self.types = kernel.problem, kernel.mapping, kernel.types
         self.stages = kernel.mapping.stages
         self.slots = kernel.mapping.keep
+        use = kernel.mapping.attend
+        self.held = OnArray(2, (use.fold_rows, use.fold_columns)) if kernel.mapping.softmax.on_array else None
+        """How score tiles lie in the registers of PEs, where they stay there."""
+        self.sums_in_attend = kernel.mapping.softmax.total == "attend"
+        self.width = self.problem.d_v + self.sums_in_attend
+        """Columns of outputs while they are summed up: the last may be the row sum."""
         self.rows_tile = [*kernel.heads_tile(), kernel.tile["query"]]
         self.rows_extent = [*kernel.heads_extent(), kernel.extent("query")]
         self.rows_start = [*kernel.heads_start(), kernel.start("query")]
+        self.first_row = const(0)
+        """Where the rows at work start in the buffers that hold all rows of the tile."""
+        self.shared: dict[str, tuple[Access, SSAValue]] = {}
+        """Tiles of K and V that several tiles of rows share."""
         self.q: tuple[SSAValue, SSAValue] | None = None
         self.output: SSAValue | None = None
 
@@ -35,19 +53,55 @@ class QueryTile:
 
     def one_loop(self) -> None:
         """Online softmax, or no softmax: one pass over the key tiles."""
-        online = self.problem.has("softmax")
-        self._begin(maximum_slots=1, sum_slots=self._depth("softmax", "store"))
+        online, held = self.problem.has("softmax"), self.held
+        self._begin(maximum_slots=1, sum_slots=self._depth("attend" if held else "softmax", "store"))
 
-        def body(carried: SSAValue) -> SSAValue:
+        def step(carried: SSAValue) -> SSAValue:
             scores, ready = self._source(None, self.stages.load, self.stages.logit)
-            ready = self._mask(scores, ready, self.stages.softmax)
+            masked = self._mask(scores, ready, self.stages.softmax)
+            if held is not None:
+                probabilities, waits, merged, correction = self._held_step(scores, ready, masked)
+                return self._sink(probabilities, waits, carried, correction, corrected=merged)
             correction: SSAValue | None = None
+            ready = masked
             if online:
                 scores, ready, correction = self._online_step(scores, ready)
             return self._sink(scores, [ready], carried, correction)
 
+        body = step if self.mapping.interleave == 1 else self._parts(step)
         done = self.kernel.key_loop(body, stream=True, stage=0)
         self._finish(done)
+
+    def _parts(self, step: KeyBody) -> KeyBody:
+        """`step` for one part of the rows after the other, all with the same tile of K and V.
+
+        Running maxima, sums and outputs of all parts stay on chip; everything else is as large as a part.
+        """
+        kernel, rows = self.kernel, self.mapping.tiles.query
+        kernel.ranges["part"] = (0, self.mapping.interleave - 1)
+
+        def body(carried: SSAValue) -> SSAValue:
+            for name, stage in (("k", self.stages.load), ("v", kernel.load_stage("v"))):
+                self.shared[name] = kernel.keyed(name, stage)
+            whole = self.rows_tile, self.rows_extent, self.rows_start, self.first_row
+            *heads, extent = self.rows_extent
+            outside, kernel.ops = kernel.ops, []
+            block = kernel.loop_block("part", tokens=1)
+            self.first_row = kernel.simplified(var("part") * rows)
+            self.rows_tile = [*self.rows_tile[:-1], rows]
+            self.rows_extent = [*heads, kernel.simplified(minimum(rows, extent - self.first_row))]
+            self.rows_start = [*self.rows_start[:-1], kernel.simplified(self.rows_start[-1] + self.first_row)]
+            token = step(block.args[1])
+            block.add_ops([*kernel.ops, YieldOp([token])])
+            kernel.ops = outside
+            del kernel.loops["part"]
+            self.rows_tile, self.rows_extent, self.rows_start, self.first_row = whole
+            self.shared.clear()
+            loop = make_for(kernel.loops, 0, ceildiv(extent, rows), block, [carried], stream=True)
+            kernel.ops.append(loop)
+            return loop.done[0]
+
+        return body
 
     def rows(self) -> None:
         """Whole rows of scores on chip: fill them, softmax over them, use them."""
@@ -114,13 +168,18 @@ class QueryTile:
         if problem.has("softmax"):
             low, zero = float("-inf"), 0.0
             self.maximum = kernel.buffer("maximum", maximum_slots, self.rows_tile, self.types.scores, low)
-            self.sum = kernel.buffer("sum", sum_slots, self.rows_tile, self.types.scores, zero)
+            if not self.sums_in_attend:
+                self.sum = kernel.buffer("sum", sum_slots, self.rows_tile, self.types.scores, zero)
         if problem.has("attend"):
-            shape = [*self.rows_tile, problem.d_v]
+            shape = [*self.rows_tile, self.width]
             self.output = kernel.buffer("output", self.slots.output_slots, shape, self.types.accumulator, 0.0)
 
     def _score_buffer(self, label: str, width: int, type: Attribute) -> SSAValue:
-        return self.kernel.buffer(label, self.slots.score_slots, [*self.rows_tile, width], type)
+        shape = [*self.rows_tile, width]
+        return self.kernel.buffer(label, self.slots.score_slots, shape, type, registers=self.held)
+
+    def _row_buffer(self, label: str, slots: int) -> SSAValue:
+        return self.kernel.buffer(label, slots, self.rows_tile, self.types.scores)
 
     def _strip_window(self, strip: SSAValue) -> Access:
         lower, _ = self.kernel.key_range()
@@ -128,6 +187,16 @@ class QueryTile:
         if self.kernel.trips["key"] == 1:
             offset = const(0)
         return Access(strip, (*[const(0)] * 4, offset))
+
+    def _at_rows(self, buffer: SSAValue) -> Access:
+        """The rows at work, in a buffer of all rows of the tile."""
+        if self.first_row == const(0):
+            return Access(buffer)
+        rank = len(cast(BufferType, buffer.type).dims)
+        return Access(buffer, (const(0), const(0), const(0), self.first_row, *[const(0)] * (rank - 4)))
+
+    def _keyed(self, name: str, stage: int) -> tuple[Access, SSAValue]:
+        return self.shared[name] if name in self.shared else self.kernel.keyed(name, stage)
 
     def _tile_extents(self) -> list[Expr]:
         return [*self.rows_extent, self.kernel.extent("key")]
@@ -141,13 +210,13 @@ class QueryTile:
             starts = [*self.rows_start, kernel.start("key")]
             return into, kernel.load(kernel.tensors.scores, starts, self._tile_extents(), into, load_stage, "scores")
         assert self.q is not None
-        k, loaded = kernel.keyed("k", load_stage)
+        k, loaded = self._keyed("k", load_stage)
         into = into or Access(self._score_buffer("scores", kernel.tile["key"], self.types.scores))
         use = self.mapping.logit
         op = MatmulOp(
             kernel.timed(
                 [*self._tile_extents(), const(self.problem.d_qk)],
-                reads=[self.q[0], k],
+                reads=[self._at_rows(self.q[0]), k],
                 writes=[into],
                 after=[self.q[1], loaded],
                 stage=stage,
@@ -211,12 +280,64 @@ class QueryTile:
         """Running maximum, exponentials, running sum; gives probabilities, token and correction."""
         kernel = self.kernel
         stage = self.stages.softmax if pipelined else 0
-        slots = self._depth("softmax", "attend") if pipelined else 1
-        correction = kernel.buffer("correction", slots, self.rows_tile, self.types.scores)
-        timed = kernel.timed(self._tile_extents(), [scores, self.maximum], [self.maximum, correction], [ready], stage)
+        correction = self._row_buffer("correction", self._depth("softmax", "attend") if pipelined else 1)
+        maximum = self._at_rows(self.maximum)
+        timed = kernel.timed(self._tile_extents(), [scores, maximum], [maximum, correction], [ready], stage)
         ready = kernel.emit(VectorOp("row_max", timed), "row_max")
-        probabilities, ready = self._exp(scores, [ready], stage, total=True, final=pipelined, correction=correction)
+        total = not self.sums_in_attend
+        probabilities, ready = self._exp(
+            scores, [ready], stage, total=total, final=pipelined, correction=correction if total else None
+        )
         return probabilities, ready, correction
+
+    def _held_step(
+        self, scores: Access, ready: SSAValue, masked: SSAValue
+    ) -> tuple[Access, list[SSAValue], SSAValue, SSAValue]:
+        """An online step on a tile in registers; gives probabilities, what attend waits for, and the correction.
+
+        On the array, what a PE does to its own registers follows in order: it waits for others only. Attend is the
+        last to use a tile, so it waits for whatever the vector unit does with it.
+        """
+        kernel, softmax, stages = self.kernel, self.mapping.softmax, self.stages
+        extents = self._tile_extents()
+        tile = self._row_buffer("tile_maximum", 2 * self.slots.score_slots)
+        correction = self._row_buffer("correction", self._depth("softmax", "attend"))
+        waits = [masked] if masked is not ready or softmax.maximum == "vector" else []
+        timed = kernel.timed(extents, [scores], [tile], waits, stages.softmax)
+        found = kernel.emit(VectorOp("tile_max", timed, on_array=self._unit(softmax.maximum)), "tile_max")
+        maximum = self._at_rows(self.maximum)
+        timed = kernel.timed(self.rows_extent, [tile, maximum], [tile, maximum, correction], [found], stages.softmax)
+        merged = kernel.emit(VectorOp("merge_max", timed), "merge_max")
+        probabilities = self._probabilities(scores, None)
+        timed = kernel.timed(extents, [scores, tile], [probabilities], [merged], stages.attend)
+        op = VectorOp("exp", timed, on_array=self._unit(softmax.exponential))
+        weighed = [kernel.emit(op, "exp")] if softmax.exponential == "vector" else self._unawaited(op, "exp")
+        if not self.sums_in_attend:
+            summed = self._held_sum(probabilities, weighed, op, correction)
+            weighed = [summed] if softmax.total == "vector" else weighed
+        return probabilities, weighed, merged, correction
+
+    def _unawaited(self, op: VectorOp, hint: str) -> list[SSAValue]:
+        """Emits an operation that the array follows in order."""
+        self.kernel.emit(op, hint)
+        return []
+
+    def _held_sum(
+        self, probabilities: Access, weighed: list[SSAValue], exp: VectorOp, correction: SSAValue
+    ) -> SSAValue:
+        """Adds the row sums of a tile in registers to the running sums; gives the token of the tile's own."""
+        kernel, total, stage = self.kernel, self.mapping.softmax.total, self.stages.attend
+        tile = self._row_buffer("tile_sum", 2 * self.slots.score_slots)
+        waits = [exp.token] if total == "vector" else weighed
+        timed = kernel.timed(self._tile_extents(), [probabilities], [tile], waits, stage)
+        found = kernel.emit(VectorOp("tile_sum", timed, on_array=self._unit(total)), "tile_sum")
+        total_so_far = self._at_rows(self.sum)
+        timed = kernel.timed(self.rows_extent, [tile, total_so_far, correction], [total_so_far], [found], stage)
+        kernel.emit(VectorOp("merge_sum", timed), "merge_sum")
+        return found
+
+    def _unit(self, unit: str) -> OnArray | None:
+        return self.held if unit == "array" else None
 
     def _exp(
         self,
@@ -232,8 +353,8 @@ class QueryTile:
         """Exponentials of scores; `final` ones are probabilities already and are stored as such."""
         kernel = self.kernel
         probabilities = self._probabilities(scores, extents) if final else scores
-        sums = [self.sum] if total else []
-        reads = [scores, self.maximum, *sums, *([correction] if correction is not None else [])]
+        sums = [self._at_rows(self.sum)] if total else []
+        reads = [scores, self._at_rows(self.maximum), *sums, *([correction] if correction is not None else [])]
         timed = kernel.timed(extents or self._tile_extents(), reads, [probabilities, *sums], after, stage)
         return probabilities, kernel.emit(VectorOp("exp", timed), "exp")
 
@@ -251,7 +372,8 @@ class QueryTile:
         timed = kernel.timed(extents, [strip, self.maximum], [self.maximum], [filled], stage)
         ready = kernel.emit(VectorOp("row_max", timed), "row_max")
         early = self.mapping.softmax.divide == "early"
-        probabilities, ready = self._exp(Access(strip), [ready], stage, total=True, final=not early, extents=extents)
+        total = not self.sums_in_attend
+        probabilities, ready = self._exp(Access(strip), [ready], stage, total=total, final=not early, extents=extents)
         if early:
             probabilities, ready = self._divide_scores(probabilities, ready, stage, extents)
         return probabilities.value, ready
@@ -274,44 +396,64 @@ class QueryTile:
         correction: SSAValue | None,
         *,
         pipelined: bool = True,
+        corrected: SSAValue | None = None,
     ) -> SSAValue:
-        """Uses the current tile of probabilities: an attend product or a store."""
+        """Uses the current tile of probabilities: an attend product or a store.
+
+        `corrected` is the token of the correction, where `ready` does not imply it.
+        """
         kernel = self.kernel
         if not self.problem.has("attend"):
             starts = [*self.rows_start, kernel.start("key")]
             stage = self.stages.store if pipelined else 0
             return kernel.store(scores, kernel.tensors.result, starts, self._tile_extents(), ready, stage)
         assert self.output is not None
-        v, loaded = kernel.keyed("v", kernel.load_stage("v") if pipelined else 0)
+        v, loaded = self._keyed("v", kernel.load_stage("v") if pipelined else 0)
         stage = self.stages.attend if pipelined else 0
         after = [*ready, loaded]
+        adds = self.mapping.attend.add == "vector"
+        rescaled: SSAValue | None = None
         if correction is not None:
-            after.append(self._rescale(correction, ready, carried, stage))
+            waits = [*(ready if corrected is None else [corrected]), carried]
+            rescaled = self._rescale(correction, waits, stage)
+            after += [] if adds else [rescaled]
+        into = Access(self._product_buffer()) if adds else self._at_rows(self.output)
         use = self.mapping.attend
         op = MatmulOp(
             kernel.timed(
-                [*self.rows_extent, const(self.problem.d_v), kernel.extent("key")],
+                [*self.rows_extent, const(self.width), kernel.extent("key")],
                 reads=[scores, v],
-                writes=[self.output],
+                writes=[into],
                 after=after,
                 stage=stage,
             ),
             stationarity=use.stationarity,
             batch_rank=2,
             fold=(use.fold_rows, use.fold_columns),
-            accumulate=True,
+            accumulate=not adds,
         )
-        return kernel.emit(op, "attend")
+        done = kernel.emit(op, "attend")
+        if not adds:
+            return done
+        extents, output = [*self.rows_extent, const(self.width)], self._at_rows(self.output)
+        timed = kernel.timed(extents, [into, output], [output], [done], stage)
+        return kernel.emit(VectorOp("add", timed), "add")
 
-    def _rescale(self, correction: SSAValue, ready: Sequence[SSAValue], carried: SSAValue, stage: int) -> SSAValue:
+    def _product_buffer(self) -> SSAValue:
+        """Where attend products wait to be added: as many as the array may be ahead of the vector unit."""
+        slots = self.slots.score_slots * (2 if self.held else 1)
+        return self.kernel.buffer("product", slots, [*self.rows_tile, self.width], self.types.accumulator)
+
+    def _rescale(self, correction: SSAValue, waits: Sequence[SSAValue], stage: int) -> SSAValue:
         """Brings earlier outputs to the new maximum; the first tile has none."""
         kernel = self.kernel
         assert self.output is not None
-        extents = [*self.rows_extent, const(self.problem.d_v)]
-        timed = kernel.timed(extents, [self.output, correction], [self.output], [*ready, carried], stage)
+        extents, output = [*self.rows_extent, const(self.width)], self._at_rows(self.output)
+        timed = kernel.timed(extents, [output, correction], [output], waits, stage)
         lower, _ = kernel.key_range()
         first = var("key") - lower if kernel.trips["key"] > 1 else const(0)
-        return kernel.emit(VectorOp("rescale", replace(timed, when=first)), "rescale")
+        when = None if self.mapping.softmax.rescales_first else first
+        return kernel.emit(VectorOp("rescale", replace(timed, when=when)), "rescale")
 
     def _finish(self, done: SSAValue) -> None:
         """Divides or converts the finished outputs where that is due, and stores them."""
@@ -327,8 +469,9 @@ class QueryTile:
             shape = [*self.rows_tile, self.problem.d_v]
             output = kernel.buffer("result", self.slots.output_slots, shape, self.types.output)
         if late or self.problem.converts_output:
-            reads = [self.output, self.sum] if late else [self.output]
+            reads = [self.output, self.sum] if late and not self.sums_in_attend else [self.output]
             timed = kernel.timed(extents, reads, [output], [done], stage)
-            done = kernel.emit(VectorOp("divide" if late else "cast", timed), "divide" if late else "cast")
+            kind = "cast" if not late else "divide_by_last" if self.sums_in_attend else "divide"
+            done = kernel.emit(VectorOp(kind, timed), kind)
         starts = [*self.rows_start, const(0)]
         kernel.store(Access(output), kernel.tensors.result, starts, extents, [done], self.stages.store)

@@ -22,6 +22,7 @@ def check_mapping(problem: AttentionProblem, mapping: Mapping, accelerator: Acce
     _check_tiles(problem, mapping, kernel)
     _check_softmax(problem, mapping, kernel)
     _check_product_rows(problem, mapping, kernel)
+    _check_units(problem, mapping, accelerator, kernel)
     _check_stages(mapping, kernel)
     for name, use in (("logit", mapping.logit), ("attend", mapping.attend)):
         if problem.has(name):
@@ -35,7 +36,7 @@ def product_tile(problem: AttentionProblem, mapping: Mapping, product: str) -> M
     if product == "logit":
         keys = problem.keys if mapping.keep.k_level == "query" else tiles.key
         return MatmulTile(batch, rows, keys, tiles.d_qk)
-    return MatmulTile(batch, rows, problem.d_v, tiles.key)
+    return MatmulTile(batch, rows, problem.d_v + (mapping.softmax.total == "attend"), tiles.key)
 
 
 def _check_tiles(problem: AttentionProblem, mapping: Mapping, kernel: str) -> None:
@@ -76,16 +77,27 @@ def _check_product_rows(problem: AttentionProblem, mapping: Mapping, kernel: str
                 f"{kernel}: rows without a softmax load K and V again for every query tile",
                 help="keep K at key or at query, and V at key",
             )
-        if (mapping.interleave - 1) * mapping.tiles.query >= problem.queries:
-            raise FlatcError(
-                f"{kernel}: {mapping.interleave} tiles of {mapping.tiles.query} query rows are interleaved, and there "
-                f"are only {problem.queries} rows"
-            )
+        _check_interleave(problem, mapping, kernel)
         return
     if mapping.interleave != 1:
-        raise FlatcError(f"{kernel}: only rows without a softmax are interleaved", help="use interleave(1)")
+        whole = all(problem.has(stage) for stage in ("logit", "softmax", "attend"))
+        if mapping.softmax.algorithm != "online" or not whole or problem.has("mask"):
+            raise FlatcError(
+                f"{kernel}: query tiles are interleaved in rows without a softmax, and in an online softmax of whole "
+                "attention without a mask",
+                help="use interleave(1)",
+            )
+        _check_interleave(problem, mapping, kernel)
     if "query" in (keep.k_level, keep.v_level):
         raise FlatcError(f"{kernel}: only rows without a softmax keep K at query", help="keep it at key or at kv_head")
+
+
+def _check_interleave(problem: AttentionProblem, mapping: Mapping, kernel: str) -> None:
+    if (mapping.interleave - 1) * mapping.tiles.query >= problem.queries:
+        raise FlatcError(
+            f"{kernel}: {mapping.interleave} tiles of {mapping.tiles.query} query rows are interleaved, and there "
+            f"are only {problem.queries} rows"
+        )
 
 
 def _check_softmax(problem: AttentionProblem, mapping: Mapping, kernel: str) -> None:
@@ -104,6 +116,61 @@ def _check_softmax(problem: AttentionProblem, mapping: Mapping, kernel: str) -> 
         raise FlatcError(f"{kernel}: online softmax knows the sum only at the end", help="use divide late")
     if algorithm == "streamed" and divide == "late":
         raise FlatcError(f"{kernel}: streamed softmax divides in its second pass", help="use divide early")
+
+
+def _check_units(problem: AttentionProblem, mapping: Mapping, accelerator: Accelerator, kernel: str) -> None:
+    """Which unit does what of a softmax and its sums."""
+    softmax = mapping.softmax
+    if mapping.logit.add != "array":
+        raise FlatcError(f"{kernel}: only attend products are added up, over tiles of keys", help="use it for attend")
+    if mapping.attend.add == "vector" and (softmax.algorithm != "online" or not problem.has("attend")):
+        raise FlatcError(f"{kernel}: only attend products of an online softmax are added on the vector unit")
+    if softmax.rescales_first and softmax.algorithm != "online":
+        raise FlatcError(f"{kernel}: only an online softmax rescales outputs", help="leave 'first rescaled' out")
+    if softmax.total == "attend" and (softmax.algorithm not in ("online", "rows") or softmax.divide != "late"):
+        raise FlatcError(
+            f"{kernel}: a sum in attend is known when the outputs are", help="use it with online or rows, divide late"
+        )
+    if softmax.total == "attend" and not (problem.has("softmax") and problem.has("attend")):
+        raise FlatcError(f"{kernel}: there is no softmax before an attend whose sums it could take")
+    if softmax.on_array:
+        _check_held(problem, mapping, accelerator, kernel)
+
+
+def _check_held(problem: AttentionProblem, mapping: Mapping, accelerator: Accelerator, kernel: str) -> None:
+    """Score tiles in the registers of PEs: the array can do the work on them, and they stay where they are."""
+    softmax, array = mapping.softmax, accelerator.array
+    if softmax.algorithm != "online" or not problem.has("logit"):
+        raise FlatcError(
+            f"{kernel}: PEs do softmax work on score tiles that stay in their registers from logit to attend",
+            help="use softmax(online, ...) in a kernel of logit, softmax and attend",
+        )
+    for word, unit, operation in (
+        ("max", softmax.maximum, "max"),
+        ("exp", softmax.exponential, "exp"),
+        ("sum", softmax.total, "add"),
+    ):
+        if unit == "array" and array.cycles_of(operation) is None:
+            raise FlatcError(
+                f"{kernel}: '{word} on array', and {accelerator.name}'s PEs cannot do {operation}",
+                help=f"use '{word} on vector', or price {operation} in array: operations",
+            )
+    if array.rows != array.columns:
+        raise FlatcError(
+            f"{kernel}: score tiles stay in the PEs of a square array only: logit leaves them as attend needs them; "
+            f"{accelerator.name}'s is {array.rows} x {array.columns}"
+        )
+    logit, attend = mapping.logit, mapping.attend
+    if (logit.stationarity, attend.stationarity) != ("output", "input"):
+        raise FlatcError(
+            f"{kernel}: score tiles stay in the PEs, so logit is output stationary and attend input stationary"
+        )
+    if (logit.fold_rows, logit.fold_columns) != (attend.fold_columns, attend.fold_rows):
+        raise FlatcError(
+            f"{kernel}: score tiles stay where they are, queries along the rows of logit and the columns of attend, so "
+            f"fold {logit.fold_rows} x {logit.fold_columns} of logit is fold {logit.fold_columns} x {logit.fold_rows} "
+            "of attend"
+        )
 
 
 def _check_stages(mapping: Mapping, kernel: str) -> None:

@@ -19,6 +19,8 @@ def check_product_mapping(
         tile, size = getattr(tiles, dim), getattr(problem, dim)
         if tile > size:
             raise FlatcError(f"{kernel}: the tile of {dim} is {tile}, and there are only {size}")
+    if mapping.array.add != "array":
+        raise FlatcError(f"{kernel}: the array adds up the sums of a product", help="leave 'add on vector' out")
     if not stages.load <= stages.multiply <= stages.store:
         raise FlatcError(
             f"{kernel}: load, multiply and store follow one another, and their stages are "

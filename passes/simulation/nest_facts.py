@@ -95,10 +95,11 @@ class NestFacts:
 
 
 def buffers_of(op: TimedOp) -> Iterator[BufferOp]:
-    """The buffers that an operation touches."""
+    """The buffers that an operation touches whose slots it may have to wait for: registers change hands in order."""
     for value in (*op.reads, *op.writes):
         assert isinstance(value.owner, BufferOp)
-        yield value.owner
+        if value.owner.registers is None:
+            yield value.owner
 
 
 def _tokens_used(root: ForOp) -> Iterator[SSAValue]:

@@ -73,7 +73,8 @@ class _Compiled:
         self.indices = tuple(op.indices)
         self.token = op.token
         self.tokens = tuple(op.after)
-        self.buffers = tuple(_buffer_of(value) for value in (*op.reads, *op.writes))
+        touched = [_buffer_of(value) for value in (*op.reads, *op.writes)]
+        self.buffers = tuple((buffer, block) for buffer, block in touched if buffer.registers is None)
 
 
 def _buffer_of(value: SSAValue) -> tuple[BufferOp, Block]:
@@ -137,7 +138,10 @@ class Event:
         return op, _enclosing(self.frame, op.parent).instances[op]
 
     def instances(self) -> list[tuple[BufferOp, int]]:
-        """The buffers it touches, reads before writes, each with the number of the instance it names here."""
+        """The buffers it touches, reads before writes, each with the number of the instance it names here.
+
+        Those in registers are left out: their slots change hands without waiting.
+        """
         frame = self.frame
         return [(buffer, _enclosing(frame, block).instances[buffer]) for buffer, block in self._compiled.buffers]
 

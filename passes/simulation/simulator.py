@@ -103,7 +103,7 @@ def summary(kernel: KernelOp, simulation: Simulated) -> KernelSimulation:
 
 def peak_buffer_bytes(kernel: KernelOp) -> int:
     """Bytes on chip while the kernel runs: up to the end of the highest buffer."""
-    buffers = kernel.buffers()
+    buffers = [buffer for buffer in kernel.buffers() if buffer.registers is None]
     if all(b.address is None for b in buffers):
         return sum(b.total_bytes for b in buffers)
     return max((b.address.data + b.total_bytes for b in buffers if b.address is not None), default=0)

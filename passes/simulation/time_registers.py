@@ -116,7 +116,7 @@ class Registers:
 
 def is_immediate(op: TimedOp) -> bool:
     """Whether its result is there when its resource is free again, neither earlier nor later."""
-    return isinstance(op, VectorOp)
+    return isinstance(op, VectorOp) and op.on_array is None
 
 
 def _producers(token: SSAValue, hops: int) -> Iterator[tuple[OpResult, int]]:

@@ -19,10 +19,12 @@ from flatc.dialects.mapping import (
     Keep,
     Level,
     Mapping,
+    RowSum,
     Softmax,
     Stages,
     Stationarity,
     Tiles,
+    Unit,
     parse_mapping,
 )
 
@@ -53,14 +55,16 @@ def mappings() -> st.SearchStrategy[Mapping]:
     """Any mapping at all; most would fit no machine."""
     counts, slots, stages = st.integers(1, 2**40), st.integers(1, 4096), st.integers(0, 9)
     levels = st.sampled_from(get_args(Level))
-    use = st.builds(ArrayUse, st.sampled_from(get_args(Stationarity)), counts, counts)
+    unit = st.sampled_from(get_args(Unit))
+    use = st.builds(ArrayUse, st.sampled_from(get_args(Stationarity)), counts, counts, unit)
+    algorithm, divide = st.sampled_from(get_args(Algorithm)), st.sampled_from(get_args(Divide))
     return st.builds(
         Mapping,
         st.builds(Tiles, *[counts] * 7),
         st.builds(Keep, *[slots] * 5, levels, levels),
         use,
         use,
-        st.builds(Softmax, st.sampled_from(get_args(Algorithm)), st.sampled_from(get_args(Divide))),
+        st.builds(Softmax, algorithm, divide, unit, unit, st.sampled_from(get_args(RowSum)), st.booleans()),
         st.builds(Stages, *[stages] * 5),
         counts,
     )
@@ -80,6 +84,18 @@ def test_interleaving_is_said_where_it_is_more_than_one_tile():
         parse(TEXT + "interleave(0)")
 
 
+def test_units_are_said_where_a_machine_leaves_the_choice():
+    """What the vector unit does and the array adds, as on most machines, goes without saying."""
+    softmax = Softmax("online", "late", "array", "array", "attend", rescales_first=True)
+    text = MAPPING.to_text().replace("fold 2 x 4", "fold 2 x 4, add on vector")
+    text = text.replace("divide late", "divide late, max on array, exp on array, sum in attend, first rescaled")
+    assert parse(text) == replace(MAPPING, softmax=softmax, attend=ArrayUse("weight", 2, 4, "vector"))
+    with pytest.raises(ParseError, match="softmax: 'max' is said twice"):
+        parse(TEXT.replace("divide late", "divide late, max on array, max on vector"))
+    with pytest.raises(ParseError, match="unknown unit 'attend': expected one of vector, array"):
+        parse(TEXT.replace("divide late", "divide late, max on attend"))
+
+
 @settings(deadline=None)
 @given(mappings())
 def test_every_mapping_reads_back(mapping: Mapping):
@@ -95,7 +111,8 @@ FIELDS = [(name, inner.name) for name, record in PARTS.items() for inner in fiel
 def test_every_field_is_in_the_text(part: str, field: str):
     """Changing any one field changes the text, and the text tells the two apart."""
     record: Any = PARTS[part]
-    choices = get_args(get_type_hints(record.__class__)[field])
+    hint = get_type_hints(record.__class__)[field]
+    choices = (True, False) if hint is bool else get_args(hint)
     changes: Any = {field: next(c for c in choices if c != getattr(record, field)) if choices else 99}
     changed: Any = {part: replace(record, **changes)}
     other = replace(MAPPING, **changed)

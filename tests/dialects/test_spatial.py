@@ -85,6 +85,20 @@ spatial.schedule @attend inputs ["q", cache "k"]
       spatial.yield %r
     }
   }
+  spatial.kernel "on array" {
+    spatial.for %h = 0 to 3 {
+      %hs = spatial.buffer "scores" slots 3 in registers batch 1 fold 2 x 1 : !spatial.buffer<2x64x128xf32>
+      %ho = spatial.buffer "output" slots 2 : !spatial.buffer<2x64x128xf32>
+      %hm = spatial.buffer "maximum" slots 2 initial -inf : !spatial.buffer<2x64xf32>
+      %ht = spatial.buffer "tile" slots 2 : !spatial.buffer<2x64xf32>
+      %ha = spatial.buffer "correction" slots 2 : !spatial.buffer<2x64xf32>
+      %u0 = spatial.vector tile_max (%hs) into (%ht) extent [2, 64, 128] on array batch 1 fold 2 x 1
+      %u1 = spatial.vector merge_max (%ht, %hm) into (%ht, %hm, %ha) extent [2, 64] after(%u0)
+      %u2 = spatial.vector tile_sum (%hs) into (%ht) extent [2, 64, 128] on array batch 1 after(%u1) stage 1
+      %u3 = spatial.vector merge_sum (%ht, %hm, %ha) into (%hm) extent [2, 64] after(%u2) stage 1
+      %u4 = spatial.vector divide_by_last (%ho) into (%ho) extent [2, 64, 127] after(%u3) stage 1
+    }
+  }
   spatial.kernel "nothing" {
   }
   spatial.kernel "no work" {
@@ -297,7 +311,7 @@ def test_the_parser_says_what_is_wrong(right: str, wrong: str, message: str):
 
 
 def test_a_loop_knows_its_parts():
-    outer, inner, piece, _ = (op for op in parse(SCHEDULE).walk() if isinstance(op, ForOp))
+    outer, inner, piece, *_ = (op for op in parse(SCHEDULE).walk() if isinstance(op, ForOp))
     assert outer.stream_child is inner
     assert inner.stream_child is None
     assert piece.stage.data == 1

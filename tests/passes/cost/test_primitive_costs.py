@@ -17,12 +17,14 @@ from flatc.passes.cost.primitive_costs import (
     VECTOR_WORK,
     MatmulTile,
     OperandTraffic,
+    ScoreTile,
     VectorWork,
     Work,
     array_cycles,
     energy_pj,
     fold_limits,
     operand_traffic,
+    pe_cycles,
     spatial_extents,
     vector_cycles,
     vector_energy_pj,
@@ -99,6 +101,16 @@ def test_pieces_lie_side_by_side_where_the_machine_permits(
     assert fold_limits(array(foldings=foldings), "output", 2, 4) == output
     assert fold_limits(array(foldings=foldings), "weight", 2, 4) == weight
     assert fold_limits(array(foldings=foldings), "weight", 5, 9) == (1, 1)
+
+
+@pytest.mark.parametrize(("skew", "busy", "latency"), [("none", 27, 27), ("overlapped", 27, 33), ("exposed", 45, 45)])
+def test_pes_work_on_every_piece_of_a_score_tile(skew: Skew, busy: int, latency: int):
+    """10 keys down 4 rows of PEs are 3 pieces of 7 + 2 cycles; a wave through 4 rows and 4 columns has a skew of 6."""
+    machine = replace(array(skew), pe_cycles=(("mac", 1), ("exp", 7), ("add", 2)))
+    found = pe_cycles(machine, ("exp", "add"), (1, 1), ScoreTile(batch=1, queries=4, keys=10))
+    assert (found.busy, found.latency) == (busy, latency)
+    folded = pe_cycles(machine, ("exp",), (2, 1), ScoreTile(batch=4, queries=8, keys=2))
+    assert folded.busy == 2 * (7 + (4 + 8 - 2) * (skew == "exposed"))
 
 
 def test_a_product_of_nothing_takes_no_time():

@@ -115,6 +115,62 @@ def test_folded_pieces_must_fit_side_by_side():
         assert "takes at most 1 x 4" in message(edited("attend", **fold))
 
 
+HELD = replace(
+    MAPPING,
+    attend=ArrayUse("input"),
+    softmax=Softmax("online", "late", maximum="array", exponential="array", total="array"),
+)
+"""Softmax work on PEs, on score tiles that stay in their registers."""
+
+
+def test_pes_that_can_may_do_softmax_work():
+    check_mapping(PROBLEM, HELD, load("fusemax"), "kernel")
+
+
+@pytest.mark.parametrize(
+    ("mapping", "expected"),
+    [
+        (HELD, "'max on array', and edge's PEs cannot do max"),
+        (replace(HELD, softmax=Softmax("online", exponential="array")), "help: use 'exp on vector', or price exp"),
+    ],
+)
+def test_pes_do_what_their_machine_prices(mapping: Mapping, expected: str):
+    assert expected in message(mapping)
+
+
+def folded(rows: int, columns: int) -> Mapping:
+    """Logits of two heads side by side, and attends as given."""
+    return replace(HELD, logit=ArrayUse("output", 2, 1), attend=ArrayUse("input", rows, columns))
+
+
+@pytest.mark.parametrize(
+    ("mapping", "expected"),
+    [
+        (replace(HELD, attend=ArrayUse("output")), "so logit is output stationary and attend input stationary"),
+        (folded(1, 1), "so fold 2 x 1 of logit is fold 1 x 2 of attend"),
+        (replace(HELD, softmax=replace(HELD.softmax, algorithm="rows")), "registers from logit to attend"),
+        (edited("softmax", algorithm="rows", total="attend", divide="early"), "known when the outputs are"),
+        (edited("softmax", algorithm="rows", rescales_first=True), "only an online softmax rescales outputs"),
+        (edited("logit", add="vector"), "only attend products are added up"),
+        (replace(edited("attend", add="vector"), softmax=Softmax("rows")), "of an online softmax are added on"),
+        (replace(MAPPING, interleave=5), "are interleaved, and there are only 100 rows"),
+    ],
+)
+def test_work_is_placed_where_it_makes_sense(mapping: Mapping, expected: str):
+    assert expected in message(mapping, machine=load("fusemax"))
+
+
+def test_query_tiles_of_a_masked_softmax_are_not_interleaved():
+    assert "without a mask" in message(replace(MAPPING, interleave=2), ("logit", "mask", "softmax", "attend"))
+    check_mapping(PROBLEM, replace(MAPPING, interleave=2), load("edge"), "kernel")
+
+
+def test_held_tiles_need_a_square_array():
+    fusemax = load("fusemax")
+    oblong = replace(fusemax, array=replace(fusemax.array, columns=128))
+    assert "a square array only" in message(HELD, machine=oblong)
+
+
 def test_rules_of_products_that_a_kernel_lacks_do_not_apply():
     check_mapping(
         replace(PROBLEM, stages=("logit",)),
