@@ -60,6 +60,7 @@ from flatc.dialects.attn_layer import (
     AppendOp,
     CastOp,
     ElementwiseOp,
+    FeaturesOp,
     LinearOp,
     MergeHeadsOp,
     MultiplyOp,
@@ -100,6 +101,7 @@ __all__ = [
     "BiasOp",
     "CastOp",
     "ElementwiseOp",
+    "FeaturesOp",
     "LinearOp",
     "LogitOp",
     "MaskAttr",
@@ -479,6 +481,7 @@ Attn = Dialect(
         SplitHeadsOp,
         MergeHeadsOp,
         AppendOp,
+        FeaturesOp,
     ],
     [MaskAttr, NormKindAttr, ActivationAttr],
 )

@@ -375,6 +375,33 @@ class MergeHeadsOp(AttnOp):
 
 
 @irdl_op_definition
+class FeaturesOp(AttnOp):
+    """Some of the features of a tensor: `start` up to, and without, `start` plus the size of the result's last dim.
+
+        %v = attn.features %c from 0 : (tensor<1x1x9x576xbf16>) -> tensor<1x1x9x512xbf16>
+
+    Nothing moves: the values of multi-head latent attention are features of its keys.
+    """
+
+    name = "attn.features"
+
+    x = operand_def(Tensor)
+    start = prop_def(IntegerAttr[I64])
+    result = result_def(Tensor)
+
+    assembly_format = "$x `from` $start attr-dict `:` functional-type(operands, results)"
+
+    def __init__(self, x: SSAValue, start: int, result: Attribute):
+        super().__init__(operands=[x], properties={"start": integer_attr(start)}, result_types=[result])
+
+    @override
+    def shape(self) -> Shape:
+        require_same_element(self.name, self.x, self.result)
+        start = self.start.value.data
+        return shapes.features(shape_of(self.x), start, start + shape_of(self.result)[-1])
+
+
+@irdl_op_definition
 class AppendOp(AttnOp):
     """Write new keys or values after a cache: [B, KV, P, D] and [B, KV, S, D] give [B, KV, P + S, D].
 

@@ -189,6 +189,16 @@ def merge_heads(x: Shape) -> Shape:
     return (x[0], x[2], x[1] * x[3])
 
 
+def features(x: Shape, start: int, stop: int) -> Shape:
+    """x [..., D] gives [..., stop - start]."""
+    if not x or not 0 <= start < stop <= x[-1]:
+        raise FlatcError(
+            f"{text(x)} has no features {start} to {stop}",
+            help=f"they count from 0 to {x[-1]}, and at least one is needed" if x else None,
+        )
+    return (*x[:-1], stop - start)
+
+
 def append(cache: Shape, new: Shape) -> Shape:
     """cache [B, KV, P, D] followed by new [B, KV, S, D] gives [B, KV, P + S, D]."""
     rank("cache", cache, "batch, kv heads, keys, d")

@@ -34,6 +34,7 @@ Stationarity = Literal["output", "weight", "input"]
 Algorithm = Literal["none", "rows", "streamed", "online"]
 Divide = Literal["early", "late"]
 Level = Literal["key", "query", "kv_head"]
+ValueLevel = Literal["key", "query", "kv_head", "k"]
 Unit = Literal["vector", "array"]
 RowSum = Literal["vector", "array", "attend"]
 
@@ -70,6 +71,7 @@ class Tiles:
 class Keep:
     """Slots of each tensor's buffer, and across which loop K and V stay on chip.
 
+    Where the values are features of the keys, `v_level` may be `k`: V is read where K lies, and has no buffer.
     A slot is one copy: 2 slots let the next tile arrive while this one is used. `k_level` and `v_level`
     are `key` (a tile at a time is streamed, again for every query tile), `query` (all keys at once, again
     for every query tile) or `kv_head` (all keys of the head tile are loaded once and stay for all its
@@ -82,7 +84,7 @@ class Keep:
     score_slots: int
     output_slots: int
     k_level: Level = "key"
-    v_level: Level = "key"
+    v_level: ValueLevel = "key"
 
 
 @dataclass(frozen=True)
@@ -301,17 +303,19 @@ def _parse_keep(tokens: MappingTokens) -> Keep:
     tokens.parse_keyword("keep")
     tokens.parse_punctuation("(")
     slots: list[int] = []
-    levels: list[Level] = []
+    levels: list[ValueLevel] = []
     for name in ("Q", "K", "V", "scores", "output"):
         if slots:
             tokens.parse_punctuation(",")
         slots.append(parse_slots(tokens, name))
         if name in ("K", "V"):
             tokens.parse_keyword("at")
-            levels.append(cast(Level, parse_choice(tokens, get_args(Level), "level")))
+            allowed = get_args(Level if name == "K" else ValueLevel)
+            levels.append(cast(ValueLevel, parse_choice(tokens, allowed, "level")))
     tokens.parse_punctuation(")")
     q, k, v, scores, output = slots
-    return Keep(q, k, v, scores, output, *levels)
+    k_level, v_level = levels
+    return Keep(q, k, v, scores, output, cast(Level, k_level), v_level)
 
 
 def parse_array_use(tokens: MappingTokens, name: str) -> ArrayUse:

@@ -496,6 +496,11 @@ class Graph:
         shape = _guard(at, lambda: shapes.merge_heads(x.shape))
         return self._emit(attn.MergeHeadsOp(x.value, self._type(shape, x.dtype)), at)
 
+    def features(self, x: Tensor, start: int, stop: int, *, at: Position | None = None) -> Tensor:
+        """Features `start` up to, and without, `stop` of the last dim; nothing moves."""
+        shape = _guard(at, lambda: shapes.features(x.shape, start, stop))
+        return self._emit(attn.FeaturesOp(x.value, start, self._type(shape, x.dtype)), at)
+
     def append(self, cache: Tensor, new: Tensor, *, at: Position | None = None) -> Tensor:
         """Cached keys or values followed by new ones: [B, KV, P + S, D]."""
         shape = _guard(at, lambda: shapes.append(cache.shape, new.shape))

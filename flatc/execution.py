@@ -188,6 +188,8 @@ def _reference(
 def _attention(part: Attention, values: Mapping[str, Array]) -> Array:
     problem = part.problem
     q, k, v = (values[part.tensors[role]] for role in ("q", "k", "v"))
+    if problem.v_in_k is not None:
+        v = k[..., problem.v_in_k : problem.v_in_k + problem.d_v]
     keep = None
     if problem.mask is not None:
         rows, keys = np.arange(problem.queries), np.arange(problem.keys)

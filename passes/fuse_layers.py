@@ -39,6 +39,7 @@ from flatc.dialects.attn import (
     AddOp,
     AppendOp,
     CastOp,
+    FeaturesOp,
     LinearOp,
     MultiplyOp,
     NormOp,
@@ -84,7 +85,8 @@ def find_kernels(block: Block) -> list[LayerKernel]:
 
 def _is_computed(value: SSAValue) -> bool:
     """Whether a kernel gives a tensor as it is: it is no input, and no view of another tensor."""
-    return isinstance(value.owner, AttnOp | FusedOp) and not isinstance(value.owner, SplitHeadsOp | AppendOp)
+    moves_nothing = isinstance(value.owner, SplitHeadsOp | AppendOp | FeaturesOp)
+    return isinstance(value.owner, AttnOp | FusedOp) and not moves_nothing
 
 
 def _chain(first: AttnOp, taken: set[Operation]) -> list[AttnOp]:

@@ -44,7 +44,7 @@ from xdsl.ir import Attribute, Block, Region, SSAValue
 from xdsl.passes import ModulePass
 
 from flatc.dialects.accelerator import Accelerator, accelerator_of
-from flatc.dialects.attn import AppendOp, MergeHeadsOp, SplitHeadsOp
+from flatc.dialects.attn import AppendOp, FeaturesOp, MergeHeadsOp, SplitHeadsOp
 from flatc.dialects.diagnostics import FlatcError, position_of
 from flatc.dialects.flat import FusedOp, MappingAttr
 from flatc.dialects.kernel_mapping import KernelMapping
@@ -105,6 +105,8 @@ class _Lowering:
                 self._with_heads(self.tensors[op.x], op.result)
             elif isinstance(op, MergeHeadsOp):
                 self._join_heads(op)
+            elif isinstance(op, FeaturesOp):
+                self._features(op)
             elif isinstance(op, AppendOp) and op.result in self.tensors:
                 continue  # what it appends was stored by the kernel that computed it
             elif isinstance(op, ReturnOp):
@@ -218,6 +220,14 @@ class _Lowering:
                 help="merge what a kernel computes, or give the graph its input with heads merged",
             )
         self.tensors[op.result] = self.joined[op.x]
+
+    def _features(self, op: FeaturesOp) -> None:
+        """Lets some features of a tensor be a window of it."""
+        source, type = self.tensors[op.x], _reference(op.result.type)
+        window = SliceOp(source, (*[0] * (len(type.dims) - 1), op.start.value.data), type)
+        window.tensor.name_hint = op.result.name_hint
+        self.block.add_op(window)
+        self.tensors[op.result] = window.tensor
 
     def _viewed(self, value: SSAValue, shape: Sequence[int]) -> SSAValue:
         tensor = self.tensors[value]

@@ -218,7 +218,7 @@ def totals(result: Compilation) -> dict[str, tuple[int, int]]:
 # --- Laws -----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     phase=st.sampled_from(sorted(PHASES)),
     heads=st.sampled_from([(1, 1), (4, 1), (6, 2), (4, 4)]),

@@ -49,6 +49,7 @@ FUNCTIONS: Mapping[str, Signature] = {
     "attend": Signature({"p": "tensor", "v": "tensor"}),
     "heads": Signature({"x": "tensor", "heads": "whole"}),
     "merge": Signature({"x": "tensor"}),
+    "features": Signature({"x": "tensor", "start": "whole", "stop": "whole"}),
     "append": Signature({"cache": "tensor", "new": "tensor"}),
     "rope": Signature({"x": "tensor"}, {"start": "whole", "base": "real", "dims": "whole", "interleaved": "flag"}),
     "layernorm": _NORM,

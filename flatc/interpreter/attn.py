@@ -248,6 +248,12 @@ def _merge_heads(op: attn.MergeHeadsOp, operands: Sequence[Array], precision: Pr
     return [operands[0].swapaxes(1, 2).reshape(shape_of(op.result))]
 
 
+@meaning(attn.FeaturesOp)
+def _features(op: attn.FeaturesOp, operands: Sequence[Array], precision: Precision) -> list[Array]:
+    start = op.start.value.data
+    return [operands[0][..., start : start + shape_of(op.result)[-1]]]
+
+
 @meaning(attn.AppendOp)
 def _append(op: attn.AppendOp, operands: Sequence[Array], precision: Precision) -> list[Array]:
     return [np.concatenate(operands, axis=2)]

@@ -160,7 +160,8 @@ def compulsory_bytes(problem: AnyProblem) -> dict[str, int]:
         seen = logit_visible(p) if p.has("softmax") else attend_visible(p)
         found["scores"] = p.heads * seen.pairs * p.score_bytes
     if p.has("attend"):
-        found["v"] = kv * attend_visible(p).keys * p.d_v * p.v_bytes
+        # Values that are features of the keys come with them.
+        found["v"] = kv * attend_visible(p).keys * p.d_v * p.v_bytes if p.v_in_k is None else 0
         found["result"] = p.heads * p.queries * p.d_v * p.output_bytes
     else:
         found["result"] = p.heads * p.queries * p.keys * p.probability_bytes

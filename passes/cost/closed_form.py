@@ -298,7 +298,8 @@ def peak_buffer_bytes(problem: AttentionProblem, structure: Structure, columns: 
     passes = 2 if s.algorithm == "streamed" else 1
     total = total + heads * k_rows * d_qk * p.k_bytes * c.k_slots * (1 if s.k_level == "kv_head" else passes)
     outputs = p.d_v + s.sums_in_attend
-    total = total + heads * v_rows * outputs * p.v_bytes * c.v_slots
+    if s.v_level != "k":
+        total = total + heads * v_rows * outputs * p.v_bytes * c.v_slots
     scores = rows if online else block
     if not s.held:
         width = geometry.width if s.algorithm == "rows" else c.key
@@ -728,7 +729,8 @@ class _Counter:
         else:
             found["scores"] = scores * (p.score_bytes * passes)
         if p.has("attend"):
-            keys = like + p.keys if s.v_level == "kv_head" else streamed_keys
+            levels: dict[str, Any] = {"kv_head": like + p.keys, "k": like}
+            keys = levels.get(s.v_level, streamed_keys)
             found["v"] = keys * (kv * p.d_v * p.v_bytes)
             found["result"] = like + p.heads * p.queries * p.d_v * p.output_bytes
         else:
@@ -758,7 +760,7 @@ class _Counter:
         else:
             loads = visits * passes
         if p.has("attend"):
-            return loads + (heads if s.v_level == "kv_head" else visits), tiles
+            return loads + {"kv_head": heads, "k": 0}.get(s.v_level, visits), tiles
         return loads, fills
 
 
@@ -922,7 +924,8 @@ def _waiting_cycles(case: _Case) -> list[Any]:
     if p.has("logit"):
         k_slots = c.k_slots if s.k_level == "key" else c.k_slots * 0 + _NEVER
         skew = counts.skew["logit"] if s.interleave == 1 else 0
-        found.append((tensors["k"] * read + logit + skew) / k_slots)
+        used = tensors["k"] * read + logit + skew + (attend if s.v_level == "k" else 0)
+        found.append(used / k_slots)
         found.append((tensors["q"] * read + logit) / c.q_slots)
     if p.has("attend"):
         v_slots = c.v_slots if s.v_level == "key" else c.v_slots * 0 + _NEVER

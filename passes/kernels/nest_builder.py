@@ -81,6 +81,8 @@ class NestBuilder(Nest):
         self._live = live_keys(problem.mask if problem.skips_hidden else None, problem.keys)
         self.edge = live_keys(problem.mask, problem.keys)
         self.resident: dict[str, tuple[SSAValue, SSAValue]] = {}
+        # The tile of K that was loaded last, and its token.
+        self.key_tile: tuple[SSAValue, SSAValue] | None = None
 
     # --- Positions and extents ------------------------------------------------------------------------
 
@@ -177,9 +179,18 @@ class NestBuilder(Nest):
         return buffer, self.load(tensor, starts, extents, Access(buffer), stage, name)
 
     def keyed(self, name: str, stage: int) -> tuple[Access, SSAValue]:
-        """The current key tile of K or V, from the resident buffer or freshly loaded."""
-        if name in self.resident:
-            buffer, token = self.resident[name]
-            return Access(buffer, (const(0), const(0), self.start("key"), const(0))), token
+        """The current key tile of K or V, from the resident buffer or freshly loaded; V perhaps out of K."""
+        source = "k" if name == "v" and self.mapping.keep.v_level == "k" else name
+        first = self.problem.v_in_k if source != name else 0
+        assert first is not None
+        if source in self.resident:
+            buffer, token = self.resident[source]
+            return Access(buffer, (const(0), const(0), self.start("key"), const(first))), token
+        if source != name:
+            assert self.key_tile is not None
+            buffer, token = self.key_tile
+            return Access(buffer, (const(0), const(0), const(0), const(first))), token
         buffer, token = self.load_keyed(name, self.start("key"), self.extent("key"), stage)
+        if name == "k":
+            self.key_tile = buffer, token
         return Access(buffer), token

@@ -11,14 +11,14 @@ are there. The maths of mapping (closed form, search, bounds) sees nothing else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import cast
 
 from xdsl.dialects.builtin import TensorType
 from xdsl.ir import Attribute, Operation, SSAValue
 
-from flatc.dialects.attn import AttendOp, LogitOp, MaskOp, SoftmaxOp
+from flatc.dialects.attn import AttendOp, FeaturesOp, LogitOp, MaskOp, SoftmaxOp
 from flatc.dialects.diagnostics import FlatcError, position_of
 from flatc.dialects.flat import FusedOp
 from flatc.dialects.masks import Mask, shows_all
@@ -52,6 +52,8 @@ class AttentionProblem:
     converts_probabilities: bool = False
     converts_output: bool = False
     mask: Mask | None = None
+    v_in_k: int | None = None
+    """Where V begins among the features of K, if V is some of them: in latent attention, or where both are one."""
 
     def has(self, stage: str) -> bool:
         """Whether the kernel contains `stage`."""
@@ -108,7 +110,20 @@ def match_kernel(fused: FusedOp) -> Kernel:
         cast("AttendOp | None", found.get(AttendOp)),
     )
     _check_supported(kernel)
-    return kernel
+    return replace(kernel, problem=replace(kernel.problem, v_in_k=_values_in_keys(fused, kernel)))
+
+
+def _values_in_keys(fused: FusedOp, kernel: Kernel) -> int | None:
+    """The first feature of K that is one of V, if V is made of features of K."""
+    if kernel.k is None or kernel.v is None:
+        return None
+    outside: dict[SSAValue, SSAValue] = dict(zip(fused.body.block.args, fused.inputs, strict=True))
+    k, v = outside.get(kernel.k), outside.get(kernel.v)
+    if k is not None and v is k:
+        return 0
+    if v is not None and isinstance(v.owner, FeaturesOp) and v.owner.x is k:
+        return v.owner.start.value.data
+    return None
 
 
 def _check_supported(kernel: Kernel) -> None:

@@ -153,7 +153,23 @@ def _problem(parts: _Parts, values: dict[str, SSAValue]) -> AttentionProblem:
         converts_probabilities=probabilities.element_type != scores.element_type,
         converts_output=attend is not None and accumulator.element_type != result.element_type,
         mask=mask.mask.data if mask is not None and mask.mask is not None else None,
+        v_in_k=_values_in_keys(parts, values),
     )
+
+
+def _values_in_keys(parts: _Parts, values: dict[str, SSAValue]) -> int | None:
+    """Where V begins among the features of K: read out of K's buffer, or loaded from a window of K's tensor."""
+    k, v = values.get("k"), values.get("v")
+    if k is None or v is None or parts.logit is None or parts.attend is None:
+        return None
+    if parts.logit.reads[1] is parts.attend.reads[1]:
+        offsets = parts.attend.read_accesses[1].offsets
+        return offsets[-1].constant if offsets else 0
+    if v is k:
+        return 0
+    if isinstance(v.owner, SliceOp) and v.owner.source is k and _dims(v)[:3] == _dims(k)[:3]:
+        return v.owner.offsets[3]
+    return None
 
 
 def _element(buffer: SSAValue) -> BufferType:

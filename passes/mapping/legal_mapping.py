@@ -23,6 +23,7 @@ def check_mapping(problem: AttentionProblem, mapping: Mapping, accelerator: Acce
     _check_softmax(problem, mapping, kernel)
     _check_product_rows(problem, mapping, kernel)
     _check_units(problem, mapping, accelerator, kernel)
+    _check_values_in_keys(problem, mapping, kernel)
     _check_stages(mapping, kernel)
     for name, use in (("logit", mapping.logit), ("attend", mapping.attend)):
         if problem.has(name):
@@ -72,7 +73,7 @@ def _check_product_rows(problem: AttentionProblem, mapping: Mapping, kernel: str
                 f"{kernel}: rows without a softmax hold the scores of a logit, unmasked, and outputs of one type",
                 help="use softmax(none)",
             )
-        if "kv_head" in (keep.k_level, keep.v_level) or keep.v_level == "query":
+        if "kv_head" in (keep.k_level, keep.v_level) or keep.v_level in ("query", "k"):
             raise FlatcError(
                 f"{kernel}: rows without a softmax load K and V again for every query tile",
                 help="keep K at key or at query, and V at key",
@@ -97,6 +98,23 @@ def _check_interleave(problem: AttentionProblem, mapping: Mapping, kernel: str) 
         raise FlatcError(
             f"{kernel}: {mapping.interleave} tiles of {mapping.tiles.query} query rows are interleaved, and there "
             f"are only {problem.queries} rows"
+        )
+
+
+def _check_values_in_keys(problem: AttentionProblem, mapping: Mapping, kernel: str) -> None:
+    keep, algorithm = mapping.keep, mapping.softmax.algorithm
+    if keep.v_level != "k":
+        return
+    if problem.v_in_k is None:
+        raise FlatcError(f"{kernel}: V is no part of K here, and cannot be read out of it", help="keep V at key")
+    if algorithm in ("rows", "streamed") and keep.k_level != "kv_head":
+        raise FlatcError(
+            f"{kernel}: softmax({algorithm}) is done with a tile of K before it needs V",
+            help="keep K at kv_head, or V at key",
+        )
+    if mapping.softmax.total == "attend":
+        raise FlatcError(
+            f"{kernel}: a column of ones beside V needs a buffer for V, and V is read out of K", help="keep V at key"
         )
 
 

@@ -72,9 +72,18 @@ def families(problem: AttentionProblem, strategy: str) -> Iterator[Family]:
         if algorithm == "rows" and problem.has("attend") and problem.keys < problem.d_v:
             divide = "early"
         for k_level in ("key", "kv_head") if problem.has("logit") else ("key",):
-            for v_level in ("key", "kv_head") if problem.has("attend") else ("key",):
+            for v_level in _value_levels(problem, algorithm, k_level):
                 for pipelining in pipelinings(problem):
                     yield Family(algorithm, divide, k_level, v_level, pipelining)
+
+
+def _value_levels(problem: AttentionProblem, algorithm: str, k_level: str) -> tuple[str, ...]:
+    """Where V may stay: also in K's buffer, if it is features of K and K is still there when V is needed."""
+    if not problem.has("attend"):
+        return ("key",)
+    if problem.v_in_k is not None and (k_level == "kv_head" or algorithm in ("online", "none")):
+        return ("k", "key", "kv_head")
+    return ("key", "kv_head")
 
 
 def _algorithms(problem: AttentionProblem, strategy: str) -> tuple[str, ...]:
@@ -147,11 +156,14 @@ def columns(tiles: Columns, family: Family) -> Columns:
     pipelining = family.pipelining
     slots = fill(pipelining.slots)
     load, logit, softmax, attend, store = map(fill, pipelining.stages)
+    # A tile of K that V is read out of stays until attend.
+    longer = family.v_level == "k" and family.k_level == "key"
+    k_slots = slots + (attend - load) * longer
     return replace(
         tiles,
         q_slots=slots,
-        k_slots=slots,
-        v_slots=slots,
+        k_slots=k_slots,
+        v_slots=slots if family.v_level != "k" else fill(1),
         score_slots=fill(pipelining.score_slots),
         output_slots=slots,
         load=load,

@@ -117,7 +117,7 @@ WRONG = {
     "%s = attn.logit %q, %k scale 1.0 accumulate f32"
     " : (tensor<1x8x7x64xf32>, tensor<1x8x9x64xf32>) -> tensor<1x8x9x7xf32>": "the operands give [1, 8, 7, 9]",
     "%s = attn.logit %q, %k scale 1.0 accumulate i32"
-    " : (tensor<1x8x7x64xi8>, tensor<1x8x9x64xi8>) -> tensor<1x8x7x9xf32>": "use a floating-point type",
+    " : (tensor<1x8x7x64xi8>, tensor<1x8x9x64xbf16>) -> tensor<1x8x7x9xf32>": "use a floating-point type",
     "%s = attn.logit %q, %k scale 1.0 accumulate f32"
     " : (tensor<1x8x?x64xf32>, tensor<1x8x9x64xf32>) -> tensor<1x8x7x9xf32>": "give every dim a number",
     "%s = attn.logit %q, %k scale 1.0 accumulate f32"

@@ -1,0 +1,190 @@
+"""Multi-head latent attention: values that are features of the keys are loaded with them, and what absorbing saves."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, reject, settings
+from hypothesis import strategies as st
+
+import flatc
+from flatc.builder import Graph, causal
+from flatc.compiler import Compilation
+from flatc.dialects.diagnostics import FlatcError
+from flatc.dialects.mapping import ArrayUse, Keep, Mapping, Softmax, Stages, Tiles, ValueLevel
+from flatc.interpreter import random_inputs
+from flatc.interpreter.reference import attention
+from flatc.passes.kinds.registry import parts
+from flatc.report import to_text
+from flatc.report.build import schedule_of
+from tests.support import Shape, random_mapping
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+
+def latent(heads: int, queries: int, keys: int, d_qk: int, first: int, d_v: int, kv_heads: int = 1) -> Graph:
+    """Causal attention whose values are features `first` .. of the latent rows `c`."""
+    graph = Graph("latent", dtype="bf16", softmax="f32")
+    q, c = graph.input("q", [1, heads, queries, d_qk]), graph.input("c", [1, kv_heads, keys, d_qk])
+    graph.output(graph.attention(q, c, graph.features(c, first, first + d_v), mask=causal()), names=["a"])
+    return graph
+
+
+def traffic(result: Compilation) -> dict[str, tuple[int, int]]:
+    """Bytes of the attention by tensor."""
+    tensors = result.report.kernels[-1].tensors
+    return {tensor.name: (tensor.read_bytes, tensor.written_bytes) for tensor in tensors}
+
+
+# --- One load for keys and values -----------------------------------------------------------------------------
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    heads=st.sampled_from([(1, 1), (4, 1), (6, 2)]),
+    queries=st.sampled_from([1, 5, 9]),
+    first=st.integers(0, 6),
+    v_level=st.sampled_from(["k", "key", "kv_head"]),
+    accelerator=st.sampled_from(["edge", "cloud"]),
+    seed=st.integers(0, 1000),
+)
+def test_three_readings_agree_wherever_values_are_read(
+    heads: tuple[int, int], queries: int, first: int, v_level: ValueLevel, accelerator: str, seed: int
+):
+    shape = Shape(1, heads[0], heads[1], queries, 11, 24, 17)
+    mapping = random_mapping(random.Random(seed), shape)
+    mapping = replace(mapping, keep=replace(mapping.keep, k_slots=mapping.keep.k_slots + 2, v_level=v_level))
+    graph = latent(heads[0], queries, 11, 24, first, 17, heads[1]).module()
+    try:
+        result = flatc.compile(graph, accelerator, mapping=mapping, simulate="always")
+    except FlatcError as error:
+        if " need" not in error.message:
+            raise
+        reject()
+    priced = flatc.compile(graph, accelerator, mapping=mapping, simulate="never")
+    run = result.run()
+    assert run.passed
+    assert run.offchip_bytes == traffic(result) == traffic(priced)
+    assert result.report.peak_buffer_bytes == priced.report.peak_buffer_bytes
+    assert float(result.report.latency_cycles) >= float(priced.report.latency_cycles) * (1 - 1e-9)
+    inputs = random_inputs(result.schedule, 0)
+    values = inputs["c"][..., first : first + 17]
+    expected = attention(inputs["q"], inputs["c"], values, keep=np.tri(queries, 11, 11 - queries, dtype=bool))
+    np.testing.assert_allclose(run.reference["a"], expected, rtol=1e-9, atol=1e-12)
+
+
+def once(keep: Keep) -> Mapping:
+    """All rows and heads in one tile, keys in three."""
+    use = ArrayUse("output")
+    return Mapping(Tiles(1, 1, 4, 5, 4, 24, 16), keep, use, use, Softmax("online"), Stages(0, 0, 1, 1, 2))
+
+
+def test_values_in_keys_are_loaded_once_and_take_no_buffer():
+    graph = latent(4, 5, 12, 24, 0, 16).module()
+    shared = flatc.compile(graph, "edge", mapping=once(Keep(2, 3, 1, 2, 2, "key", "k")))
+    apart = flatc.compile(graph, "edge", mapping=once(Keep(2, 2, 2, 2, 2, "key", "key")))
+    assert traffic(shared)["c"] == (12 * 24 * 2, 0)
+    assert traffic(apart)["c"] == (12 * (24 + 16) * 2, 0)
+    compulsory = {t.name: t.compulsory_bytes for t in apart.report.kernels[0].tensors}
+    assert compulsory["c"] == 12 * 24 * 2
+    assert "V" not in [buffer.label for buffer in shared.report.kernels[0].buffers]
+    problems = [part.problem for result in (shared, apart) for part in parts(schedule_of(result.schedule)) or ()]
+    assert problems[0] == problems[1]
+
+
+def test_a_schedule_alone_says_what_its_values_are():
+    """Compared without its graph, as a file of a schedule is."""
+    for keep in (Keep(2, 3, 1, 2, 2, "key", "k"), Keep(2, 2, 2, 2, 2, "key", "key")):
+        result = flatc.compile(latent(4, 5, 12, 24, 3, 16), "edge", mapping=once(keep))
+        alone = flatc.compile(result.schedule)
+        assert to_text(alone.report) == to_text(result.report)
+        assert alone.run().passed
+
+
+def test_where_keys_and_values_are_one_tensor_it_is_loaded_once():
+    graph = Graph("one", dtype="bf16")
+    q, x = graph.input("q", [1, 2, 3, 8]), graph.input("x", [1, 2, 40, 8])
+    graph.output(graph.attention(q, x, x), names=["a"])
+    result = flatc.compile(graph, "edge", objective="offchip")
+    assert traffic(result)["x"] == (2 * 40 * 8 * 2, 0)
+    assert result.run().passed
+
+
+@pytest.mark.parametrize(
+    ("mapping", "error"),
+    [
+        (once(Keep(2, 1, 1, 2, 2, "key", "k")), 'buffer "K" .* needs 2'),
+        (
+            Mapping(
+                Tiles(1, 1, 4, 5, 4, 24, 16),
+                Keep(2, 3, 1, 2, 2, "key", "k"),
+                ArrayUse("output"),
+                ArrayUse("output"),
+                Softmax("rows"),
+                Stages(0, 0, 0, 0, 1),
+            ),
+            r"softmax\(rows\) is done with a tile of K before it needs V",
+        ),
+    ],
+)
+def test_a_tile_of_keys_must_stay_until_its_values_were_used(mapping: Mapping, error: str):
+    with pytest.raises(FlatcError, match=error):
+        flatc.compile(latent(4, 5, 12, 24, 0, 16), "edge", mapping=mapping)
+
+
+def test_values_that_are_not_in_the_keys_cannot_be_read_there():
+    graph = Graph("apart")
+    q, k, v = (graph.input(name, [1, 1, 3, 8]) for name in "qkv")
+    graph.output(graph.attention(q, k, v))
+    mapping = Mapping(
+        Tiles(1, 1, 1, 3, 3, 8, 8),
+        Keep(2, 3, 1, 2, 2, "key", "k"),
+        ArrayUse("output"),
+        ArrayUse("output"),
+        Softmax("online"),
+        Stages(0, 0, 0, 0, 1),
+    )
+    with pytest.raises(FlatcError, match="V is no part of K here"):
+        flatc.compile(graph, "edge", mapping=mapping)
+
+
+# --- DeepSeek-V3 ----------------------------------------------------------------------------------------------
+
+
+@cache
+def deepseek(name: str, accelerator: str, phase: str) -> Compilation:
+    """One of the examples, at its real size."""
+    return flatc.compile(EXAMPLES / f"{name}.flat", accelerator, phase=phase)
+
+
+@pytest.mark.parametrize("accelerator", ["edge", "cloud"])
+def test_absorbed_decode_moves_far_fewer_bytes_for_more_products(accelerator: str):
+    absorbed, plain = (deepseek(n, accelerator, "decode") for n in ("deepseek_v3_mla", "deepseek_v3_mla_plain"))
+    keys = 8193
+    rows = {tensor.name: tensor for tensor in absorbed.report.kernels[-1].tensors}["c"]
+    assert rows.compulsory_bytes == keys * 576 * 2  # one latent row a token, read or appended, for all 128 heads
+    whole = [tensor.compulsory_bytes or 0 for tensor in plain.report.kernels[0].tensors if tensor.name in ("k", "v")]
+    assert sum(whole) == keys * 128 * (192 + 128) * 2
+    macs = [result.report.kernels[-1].least_macs for result in (absorbed, plain)]
+    assert macs == [128 * keys * (576 + 512), 128 * keys * (192 + 128)]
+    assert plain.report.binding == "off-chip"
+    assert absorbed.report.latency_cycles * 9 < plain.report.latency_cycles
+
+
+def test_absorbed_decode_is_bound_by_the_small_array_and_by_the_memory_of_the_large_one():
+    for accelerator, bound in (("edge", "array"), ("cloud", "off-chip")):
+        report = deepseek("deepseek_v3_mla", accelerator, "decode").report
+        assert report.bounds is not None
+        assert report.bounds.binding == report.binding == bound
+        assert report.latency_cycles < report.bounds.cycles * 1.4
+
+
+def test_a_small_one_of_the_same_shape_runs():
+    bindings = {"H": 4, "L": 32, "R": 8, "P": 21}
+    result = flatc.compile(EXAMPLES / "deepseek_v3_mla.flat", "edge", phase="decode", bindings=bindings)
+    assert result.run().passed
