@@ -8,6 +8,7 @@ Everything is read off the schedule itself, so a schedule file gives the report 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from xdsl.dialects.builtin import ModuleOp
 
@@ -16,7 +17,7 @@ from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.spatial import BufferOp, KernelOp, ScheduleOp
 from flatc.passes.cost.bounds import least_macs, mapping_bounds, problem_bounds
 from flatc.passes.cost.explanation import Explanation, explain
-from flatc.passes.cost.kernel_costs import KernelCosts, Simulate, kernel_costs
+from flatc.passes.cost.kernel_costs import KernelCosts, Simulate, all_kernel_costs
 from flatc.passes.kernels.schedule_problem import compulsory_by_tensor, schedule_bounds
 from flatc.passes.kinds.registry import kernel_part, kind_with, parts
 from flatc.report.loops import loop_lines
@@ -36,7 +37,8 @@ def build_report(module: ModuleOp, simulate: Simulate = "auto") -> Report:
     schedule, accelerator = schedule_of(module), accelerator_of(module)
     found = parts(schedule)
     compulsory = None if found is None else compulsory_by_tensor(schedule, found)
-    kernels = tuple(_kernel(kernel, accelerator, compulsory, simulate) for kernel in schedule.kernels())
+    costs = all_kernel_costs(schedule.kernels(), accelerator, simulate)
+    kernels = tuple(map(partial(_kernel, accelerator, compulsory), schedule.kernels(), costs))
     bounds = None
     if found is not None:
         bounds = schedule_bounds(schedule, found, accelerator)
@@ -58,9 +60,9 @@ def _strategy(kernels: Sequence[KernelOp]) -> str:
 
 
 def _kernel(
-    kernel: KernelOp, accelerator: Accelerator, compulsory: dict[str, int] | None, simulate: Simulate
+    accelerator: Accelerator, compulsory: dict[str, int] | None, kernel: KernelOp, costs: KernelCosts
 ) -> KernelReport:
-    costs, part = kernel_costs(kernel, accelerator, simulate), kernel_part(kernel)
+    part = kernel_part(kernel)
     problem = part.problem if part else None
     mapping = kernel.mapping.data if kernel.mapping else None
     kind = kind_with(problem) if problem is not None and mapping is not None else None

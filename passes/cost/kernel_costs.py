@@ -14,8 +14,8 @@ A kernel without a mapping, or one that is not what its mapping makes, can only 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,9 +23,11 @@ from xdsl.ir import Block, SSAValue
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.diagnostics import FlatcError, position_of
+from flatc.dialects.flat import MappingAttr
 from flatc.dialects.spatial import ForOp, KernelOp, TimedOp
 from flatc.passes.cost.bounds import is_written, mapping_bounds
 from flatc.passes.cost.primitive_costs import Work
+from flatc.passes.kernels.same_kernel import likeness
 from flatc.passes.kernels.schedule_problem import Part
 from flatc.passes.kinds.registry import kernel_part, kind_with
 from flatc.passes.simulation.simulator import KernelSimulation, peak_buffer_bytes, simulate_kernel, try_simulate
@@ -87,6 +89,32 @@ def kernel_costs(kernel: KernelOp, accelerator: Accelerator, simulate: Simulate 
             help="simulate it always, if you have the time",
         )
     return _closed_form(kernel, part, accelerator, events)
+
+
+def all_kernel_costs(
+    kernels: Sequence[KernelOp], accelerator: Accelerator, simulate: Simulate = "auto"
+) -> list[KernelCosts]:
+    """The costs of several kernels, those of kernels that differ in their tensors only found once."""
+    priced: dict[tuple[MappingAttr | None, int], list[tuple[KernelOp, KernelCosts]]] = {}
+    found: list[KernelCosts] = []
+    for kernel in kernels:
+        alike = priced.setdefault((kernel.mapping, len(list(kernel.walk()))), [])
+        costs = _known_costs(kernel, alike)
+        if costs is None:
+            costs = kernel_costs(kernel, accelerator, simulate)
+            alike.append((kernel, costs))
+        found.append(costs)
+    return found
+
+
+def _known_costs(kernel: KernelOp, alike: Sequence[tuple[KernelOp, KernelCosts]]) -> KernelCosts | None:
+    for other, costs in alike:
+        same = likeness(other, kernel)
+        if same is not None:
+            tensors = {same.tensors[name]: size for name, size in costs.tensor_bytes.items()}
+            time = costs.time.renamed(same.ops) if costs.time is not None else None
+            return replace(costs, tensor_bytes=dict(sorted(tensors.items())), time=time)
+    return None
 
 
 def _simulated(found: KernelSimulation, time: KernelTime | None, part: Part | None, events: int) -> KernelCosts:

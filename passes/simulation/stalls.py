@@ -12,7 +12,8 @@ Stalls repeat with the trips they occur in, so they need no walk along every eve
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from typing_extensions import override
@@ -54,6 +55,23 @@ class KernelTime:
     latency_cycles: Fraction
     resources: dict[str, ResourceTime]
     executed: dict[tuple[TimedOp, tuple[int, ...]], int]
+
+    def renamed(self, ops: Mapping[TimedOp, TimedOp]) -> KernelTime:
+        """The time of a kernel that is the same but for its tensors, given which of its operations is which."""
+        names = {operation_name(op): operation_name(other) for op, other in ops.items()}
+
+        def stall(found: Stall) -> Stall:
+            what = found.what if found.waits_for == "slots" else names.get(found.what, found.what)
+            return replace(found, what=what)
+
+        return KernelTime(
+            self.latency_cycles,
+            {
+                name: replace(time, stalls={stall(found): cycles for found, cycles in time.stalls.items()})
+                for name, time in self.resources.items()
+            },
+            {(ops[op], extents): times for (op, extents), times in self.executed.items()},
+        )
 
 
 class StallSimulation(Simulation):

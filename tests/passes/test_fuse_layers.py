@@ -7,6 +7,7 @@ from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
 
 from flatc.builder import Graph
+from flatc.dialects.attn import SplitHeadsOp
 from flatc.dialects.flat import FusedOp
 from flatc.interpreter import random_inputs, run_module
 from flatc.passes.fuse_layers import FuseLayersPass
@@ -69,3 +70,20 @@ def test_a_chain_ends_where_the_shape_changes():
     x, row = graph.input("x", [3, 4]), graph.input("row", [4])
     graph.output(x + graph.tanh(row))
     assert kernels(graph) == ["tanh", "add"]
+
+
+def test_the_second_kernel_of_a_name_is_numbered():
+    graph = Graph("twice", dtype="f64")
+    x, w = graph.input("x", [3, 4]), graph.weight("w", [4, 4])
+    graph.output((x @ w) @ w)
+    assert kernels(graph) == ["linear_w", "linear_w_1"]
+
+
+def test_heads_stay_outside():
+    """Splitting and merging heads moves nothing: it is no work of a kernel."""
+    graph = Graph("heads", dtype="f64")
+    x, w = graph.input("x", [2, 3, 4]), graph.weight("w", [4, 4])
+    graph.output(graph.heads(x @ w, 2))
+    assert kernels(graph) == ["linear_w"]
+    heads = [op for op in fuse(graph.module()).walk() if isinstance(op, SplitHeadsOp)]
+    assert not any(isinstance(op.parent_op(), FusedOp) for op in heads)

@@ -1,0 +1,109 @@
+"""Whole layers, from their graphs to the numbers: every reading of one schedule agrees with every other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import flatc
+from flatc.compiler import Compilation
+from flatc.dialects.accelerator import accelerator_of
+from flatc.frontend.mlir import parse_mlir
+from flatc.interpreter import random_inputs, run_module, run_schedule
+from flatc.passes.cost.explanation import explain
+from flatc.report.build import schedule_of
+from flatc.report.model import KernelReport
+from tests.support import simulated_bytes
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of a published model at sizes that no tile divides and NumPy can take."""
+
+    file: str
+    phase: str | None
+    sizes: tuple[tuple[str, int], ...]
+    kernels: int
+
+    def __str__(self) -> str:
+        return f"{self.file}-{self.phase}"
+
+
+LLAMA = (("B", 2), ("E", 36), ("H", 6), ("KV", 2), ("D", 6), ("F", 50))
+WHISPER = (("B", 2), ("E", 39), ("H", 3), ("A", 23))
+LAYERS = [
+    Layer("llama3_8b_layer.flat", "prefill", (*LLAMA, ("S", 13)), 16),
+    Layer("llama3_8b_layer.flat", "decode", (*LLAMA, ("P", 17)), 16),
+    Layer("whisper_cross_attention.flat", "prefill", (*WHISPER, ("T", 5)), 19),
+    Layer("whisper_cross_attention.flat", "decode", (*WHISPER, ("P", 7)), 19),
+]
+
+
+@cache
+def compiled(layer: Layer, accelerator: str = "edge") -> Compilation:
+    return flatc.compile(EXAMPLES / layer.file, accelerator, phase=layer.phase, bindings=dict(layer.sizes))
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_a_layer_computes_what_its_graph_says(layer: Layer):
+    result = compiled(layer)
+    assert result.graph is not None
+    inputs = random_inputs(result.graph, 1)
+    expected = run_module(result.graph, inputs, exact=True)
+    run = run_schedule(result.schedule, inputs, exact=True)
+    for output, wanted in zip(run.outputs, expected, strict=True):
+        np.testing.assert_allclose(output, wanted, rtol=1e-9, atol=1e-9)
+    assert run.offchip_bytes == simulated_bytes(result.schedule)
+    assert result.run().passed
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+@pytest.mark.parametrize("accelerator", ["edge", "cloud"])
+def test_totals_are_sums_over_kernels(layer: Layer, accelerator: str):
+    report = compiled(layer, accelerator).report
+    assert len(report.kernels) == layer.kernels
+    assert report.latency_cycles == sum(kernel.latency_cycles for kernel in report.kernels)
+    assert report.offchip_bytes == sum(kernel.offchip_bytes for kernel in report.kernels)
+    assert report.bounds is not None
+    assert report.bounds.cycles <= report.latency_cycles
+    assert report.gap is not None
+    assert report.gap.cycles == report.latency_cycles - report.bounds.cycles
+    for kernel in report.kernels:
+        assert kernel.bounds is not None, kernel.name
+        assert kernel.bounds.cycles <= kernel.latency_cycles
+
+
+@pytest.mark.parametrize("layer", LAYERS[:2], ids=str)
+def test_mappings_and_schedules_of_a_layer_read_back(layer: Layer):
+    result = compiled(layer)
+    assert result.graph is not None
+    again = flatc.compile(result.graph, "edge", mapping=result.mapping_text)
+    assert again.report.kernels == result.report.kernels
+    back = flatc.compile(parse_mlir(str(result.schedule), "layer"))
+    assert back.report == result.report
+
+
+@pytest.mark.parametrize("layer", LAYERS[:2], ids=str)
+def test_the_gap_of_a_layer_is_explained_without_remainder(layer: Layer):
+    module = compiled(layer).schedule
+    explanation = explain(schedule_of(module), accelerator_of(module))
+    assert sum(cause.cycles for cause in explanation.causes) == explanation.gap_cycles
+    assert explanation.latency_cycles == compiled(layer).report.latency_cycles
+
+
+def test_products_of_one_shape_cost_the_same():
+    """The projections of keys and of values differ in their tensors only."""
+    kernels = {kernel.name: kernel for kernel in compiled(LAYERS[2]).report.kernels}
+    wq, wk = kernels["linear_wq"], kernels["linear_wk"]
+    assert (wq.mapping, wq.latency_cycles, wq.work) == (wk.mapping, wk.latency_cycles, wk.work)
+    assert tensor_bytes(wq, "wq") == tensor_bytes(wk, "wk") > 0
+
+
+def tensor_bytes(kernel: KernelReport, name: str) -> int:
+    return next(tensor.bytes for tensor in kernel.tensors if tensor.name == name)
