@@ -30,7 +30,7 @@ from flatc.passes.cost.bounds import AnyProblem, Bounds, least_macs, least_vecto
 from flatc.passes.cost.cost_model import CostModel, adds_product, matmul_tile, vector_operation_work
 from flatc.passes.cost.primitive_costs import MatmulTile, array_cycles, ceil_divide
 from flatc.passes.kernels.problem import AttentionProblem
-from flatc.passes.kernels.schedule_problem import Part, compulsory_by_tensor, schedule_bounds
+from flatc.passes.kernels.schedule_problem import Part, least_by_tensor, schedule_bounds
 from flatc.passes.kinds.registry import parts
 from flatc.passes.simulation.simulator import tensor_name
 from flatc.passes.simulation.stalls import KernelTime, ResourceTime, kernel_time, operation_name
@@ -217,7 +217,7 @@ class _Account:
                 yield beyond, -Fraction(count * price, unit.lanes)
 
     def _offchip_work(self) -> Iterator[tuple[str, Fraction]]:
-        compulsory = compulsory_by_tensor(self.schedule, self.parts)
+        read, written = least_by_tensor(self.schedule, self.parts)
         moved: Counter[tuple[str, str]] = Counter()
         for op, extents, times in self._executed():
             assert isinstance(op, LoadOp | StoreOp)
@@ -227,7 +227,7 @@ class _Account:
         for (name, direction), size in moved.items():
             machine = self.accelerator
             price = machine.cycles_per_byte_read if direction == "read" else machine.cycles_per_byte_written
-            least = compulsory.get(name, 0)
+            least = (read if direction == "read" else written).get(name, 0)
             verb = "reads" if direction == "read" else "writes"
             more = f"{verb} {name} {float(Fraction(size, least)):.2f} times" if least else f"{verb} {name}"
             yield more, (size - least) * price

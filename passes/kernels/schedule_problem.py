@@ -254,9 +254,14 @@ def _appended_bytes(part: Part) -> dict[str, int]:
     return found
 
 
+def least_by_tensor(schedule: ScheduleOp, found: Sequence[Part]) -> tuple[dict[str, int], dict[str, int]]:
+    """Least bytes (read, written) of each tensor that is outside of the chip at the start or at the end."""
+    return least_traffic(*_problems(schedule, found))
+
+
 def compulsory_by_tensor(schedule: ScheduleOp, found: Sequence[Part]) -> dict[str, int]:
     """Least bytes of each tensor that is outside of the chip at the start or at the end."""
-    read, written = least_traffic(*_problems(schedule, found))
+    read, written = least_by_tensor(schedule, found)
     return {name: read.get(name, 0) + written.get(name, 0) for name in read | written}
 
 
