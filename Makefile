@@ -1,6 +1,7 @@
 # flatc, from a fresh clone: needs only make and Python 3.11 or newer.
 #
 #   make demo        compile, run and explain a small attention layer
+#   make layers      compile whole layers of published models, and say how long that takes
 #   make test        the tests that take seconds
 #   make test-all    every test
 #   make check       lint, format, types
@@ -10,7 +11,7 @@
 # PYTHON=python3.12 make ...  chooses the interpreter that the virtual environment is made from.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format docs clean
+.PHONY: help demo layers test test-all check format docs clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,10 +25,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BYTECODE := $(BIN)/python -m compileall -q flatc passes dialects
 
 help:
-	@sed -n 's/^# \{0,1\}//; 1,10p' Makefile
+	@sed -n 's/^# \{0,1\}//; 1,11p' Makefile
 
 demo: $(RUNTIME)
 	$(BIN)/python examples/demo.py
+
+layers: $(RUNTIME)
+	$(BIN)/python examples/layers.py
 
 test: $(DEVELOPMENT)
 	$(BIN)/python -m pytest -n 2 -m "not slow"

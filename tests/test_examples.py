@@ -22,12 +22,8 @@ GRAPHS = sorted(path.name for path in EXAMPLES.glob("*.flat"))
 NOT_YET = {
     "bert_base_layer.flat": "cannot be compiled yet",
     "gemma2_9b_layers.flat": "cannot be compiled yet",
-    "llama3_8b_attention.flat": "cannot be compiled yet",
-    "llama3_8b_layer.flat": "cannot be compiled yet",
-    "mistral_7b_layer.flat": "cannot be compiled yet",
     "t5_small_layer.flat": "cannot be compiled yet",
     "variants.flat": "cannot be compiled yet",
-    "whisper_cross_attention.flat": "cannot be compiled yet",
 }
 """Graphs with operators that no schedule covers so far, and how they are refused."""
 
@@ -67,6 +63,15 @@ def test_a_graph_that_cannot_be_compiled_yet_is_refused_by_operator_and_position
     assert refused.value.message.startswith("attn.")
     assert refused.value.position is not None
     assert refused.value.position.file.endswith(name)
+
+
+def test_the_table_of_layers_tells_what_was_compiled_and_what_was_refused(capsys: pytest.CaptureFixture[str]):
+    script("layers").main([("llama3_8b_layer", ["decode"]), ("variants", [None])])
+    printed = capsys.readouterr()
+    assert "cannot be compiled yet" in printed.err
+    rows = [line.split() for line in printed.out.splitlines() if line.startswith("  llama")]
+    assert [row[:2] for row in rows] == [["llama3_8b_layer", "decode"]] * 2
+    assert all("off-chip" in row for row in rows)
 
 
 # --- The demo -------------------------------------------------------------------------------------------------
