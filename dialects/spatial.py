@@ -92,6 +92,7 @@ from flatc.dialects.flat import MappingAttr, parse_mapping_attribute
 from flatc.dialects.on_array import OnArray, array_properties, on_array_of, parse_on_array
 from flatc.dialects.parsing import float_text, parse_known_operand, parse_known_operands
 from flatc.dialects.quasi_affine import Expr
+from flatc.dialects.score_functions import ScoreFunctionAttr
 from flatc.dialects.spatial_tables import RopeTableOp
 from flatc.dialects.spatial_timed import (
     VECTOR_KINDS,
@@ -800,5 +801,5 @@ Spatial = Dialect(
         MatmulOp,
         VectorOp,
     ],
-    [AcceleratorAttr, ExprAttr, TokenType, TensorRefType, BufferType],
+    [AcceleratorAttr, ExprAttr, ScoreFunctionAttr, TokenType, TensorRefType, BufferType],
 )

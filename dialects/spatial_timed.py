@@ -46,6 +46,7 @@ from flatc.dialects.attn import MaskAttr
 from flatc.dialects.on_array import OnArray, array_properties, on_array_of, parse_fold, parse_on_array
 from flatc.dialects.parsing import float_text, parse_known_operand
 from flatc.dialects.quasi_affine import Expr
+from flatc.dialects.score_functions import FUNCTIONS, POSITIONS, SCORE_KINDS, ScoreFunctionAttr
 from flatc.dialects.spatial_types import (
     BufferType,
     ExprAttr,
@@ -485,10 +486,11 @@ VECTOR_KINDS: dict[str, VectorKind] = {
         ("x",), ("y",), "y = x / x's last column, row by row, without that column; rows whose sum is 0 give 0"
     ),
     "cast": VectorKind(("x",), ("y",), "y = x in another storage type"),
+    **SCORE_KINDS,
     **VALUE_KINDS,
 }
-"""The vector operations of attention, and those of the layer around it. Rows are all dimensions of the extents but the
-last."""
+"""The vector operations of attention, those on its scores, and those of the layer around it. Rows are all dimensions
+of the extents but the last."""
 
 _OF_ROWS = ("maximum", "sum", "correction")
 """Operands with one value for each row."""
@@ -503,9 +505,9 @@ class VectorOp(TimedOp):
              at [%i * 64, %j * 128] after(%u) when %j * 128 + 128 - %i * 64
         %t = spatial.vector rmsnorm (%x, %g) into (%y) extent [64, 4096] epsilon 1e-05 after(%u)
 
-    `at` gives the absolute query and key position of the tile's first score. A kind that takes a number has it behind
-    a keyword of its own. The PEs of the array can do some of it on tiles in their registers, where the accelerator
-    says so:
+    `at` gives the absolute query and key position of the tile's first score, or what `POSITIONS` says. A kind that
+    takes a number has it behind a keyword of its own. The PEs of the array can do some of it on tiles in their
+    registers, where the accelerator says so:
 
         %t = spatial.vector exp (%s, %m) into (%s) extent [2, 64, 128] on array batch 1 fold 2 x 1 after(%u)
     """
@@ -519,6 +521,7 @@ class VectorOp(TimedOp):
 
     kind = prop_def(StringAttr)
     mask = opt_prop_def(MaskAttr)
+    function = opt_prop_def(ScoreFunctionAttr)
     position = opt_prop_def(ArrayAttr[ExprAttr])
     number = opt_prop_def(FloatAttr)
     batch_rank = opt_prop_def(IntAttr)
@@ -536,6 +539,7 @@ class VectorOp(TimedOp):
         timed: _Timed | TimedBuilder,
         *,
         mask: MaskAttr | None = None,
+        function: ScoreFunctionAttr | None = None,
         position: Sequence[Expr] | ArrayAttr[ExprAttr] | None = None,
         number: float | None = None,
         on_array: OnArray | None = None,
@@ -552,6 +556,7 @@ class VectorOp(TimedOp):
             | {
                 "kind": StringAttr(kind),
                 "mask": mask,
+                "function": function,
                 "position": cast("ArrayAttr[ExprAttr] | None", position),
                 "number": None if number is None else FloatAttr(number, f64),
             }
@@ -576,20 +581,30 @@ class VectorOp(TimedOp):
             raise VerifyException(f"{self.kind.data} {wanted}")
         if self.kind.data == "exp" and (len(self.reads) > 2) != (len(self.writes) > 1):
             raise VerifyException("exp adds to a sum that it reads and writes, or has no sum at all")
-        is_mask = self.kind.data == "mask"
-        if (self.mask is not None, self.position is not None) != (is_mask, is_mask):
-            raise VerifyException("mask, and only mask, needs a mask attribute and a position")
-        if self.position is not None and len(self.position) != 2:
-            raise VerifyException(f"a position is a query and a key, got {len(self.position)} expressions")
         if self.on_array is not None and self.on_array.batch_rank > len(self.extents) - 2:
             raise VerifyException(
                 f"{self.kind.data} on the array works on tiles of rows and keys, and {self.on_array.batch_rank} of "
                 f"{len(self.extents)} extents are batch dimensions"
             )
+        self._verify_parameters()
+
+    def _verify_parameters(self) -> None:
+        kind = self.kind.data
+        if (self.mask is not None) != (kind == "mask"):
+            raise VerifyException("mask, and only mask, needs a mask attribute")
+        if (None if self.function is None else type(self.function.data)) is not FUNCTIONS.get(kind):
+            wanted = f"a #spatial.score<{kind}(...)>" if kind in FUNCTIONS else "no #spatial.score"
+            raise VerifyException(f"{kind} takes {wanted}")
+        expected, given = POSITIONS.get(kind, ()), 0 if self.position is None else len(self.position)
+        if given != len(expected):
+            wanted = f"a position of {', '.join(expected)}" if expected else "no position"
+            raise VerifyException(f"{kind} takes {wanted}, got {given} expressions")
+        if kind in SCORE_KINDS and len(self.extents) != 5:
+            raise VerifyException(f"{kind} works on 5 extents, batch to key, got {len(self.extents)}")
 
     def _verify_rank(self, name: str, type: BufferType) -> None:
         of_rows = name in _OF_ROWS and not VECTOR_KINDS[self.kind.data].of_rows
-        rank = len(self.extents) - of_rows
+        rank = 3 if name == "table" and self.kind.data in SCORE_KINDS else len(self.extents) - of_rows
         if len(type.dims) != rank:
             extents = len(self.extents)
             raise VerifyException(f"{self.kind.data} over {extents} extents needs {name} of rank {rank}, got {type}")
@@ -603,9 +618,11 @@ class VectorOp(TimedOp):
         parser.parse_keyword("into")
         timed.writes = timed.parse_accesses(parser)
         timed.parse_extents(parser)
-        mask = parser.parse_optional_attribute()
-        if mask is not None and not isinstance(mask, MaskAttr):
-            parser.raise_error(f"expected #attn.mask<...>, got {mask}")
+        given = parser.parse_optional_attribute()
+        if given is not None and not isinstance(given, MaskAttr | ScoreFunctionAttr):
+            parser.raise_error(f"expected #attn.mask<...> or #spatial.score<...>, got {given}")
+        mask = given if isinstance(given, MaskAttr) else None
+        function = given if isinstance(given, ScoreFunctionAttr) else None
         position = timed.indices.parse_list(parser) if parser.parse_optional_keyword("at") else None
         keyword = VECTOR_KINDS[kind].number if kind in VECTOR_KINDS else None
         number = float(parser.parse_number()) if keyword and parser.parse_optional_keyword(keyword) else None
@@ -614,7 +631,7 @@ class VectorOp(TimedOp):
             parser.parse_keyword("array")
             on_array = parse_on_array(parser)
         timed.parse_tail(parser)
-        return cls(kind, timed, mask=mask, position=position, number=number, on_array=on_array)
+        return cls(kind, timed, mask=mask, function=function, position=position, number=number, on_array=on_array)
 
     @override
     def print(self, printer: Printer) -> None:
@@ -623,9 +640,10 @@ class VectorOp(TimedOp):
         printer.print_string(" into ")
         _print_accesses(printer, self, self.writes, len(self.reads))
         _print_extents(printer, self)
-        if self.mask is not None:
-            printer.print_string(" ")
-            printer.print_attribute(self.mask)
+        for attribute in (self.mask, self.function):
+            if attribute is not None:
+                printer.print_string(" ")
+                printer.print_attribute(attribute)
         if self.position is not None:
             printer.print_string(" at ")
             print_exprs(printer, self.position.data, self.indices)

@@ -30,12 +30,11 @@ from xdsl.dialects.func import FuncOp
 from xdsl.ir import Attribute, SSAValue
 
 from flatc.dialects.diagnostics import FlatcError
-from flatc.dialects.masks import allows
 from flatc.dialects.spatial import BufferType, KernelOp, MatmulOp, ScheduleOp, StoreOp, VectorOp, timed_ops
 from flatc.interpreter import random_inputs, run_module, run_schedule
 from flatc.interpreter.dtypes import Array, numpy_dtype
 from flatc.interpreter.engine import result_names
-from flatc.interpreter.reference import attention
+from flatc.interpreter.schedule_reference import attention_of
 from flatc.passes.cost.bounds import AnyProblem, least_macs, longest_sum
 from flatc.passes.cost.kernel_costs import count_events
 from flatc.passes.kernels.problem import AttentionProblem
@@ -192,22 +191,14 @@ def _reference(
         ):
             found = None
             break
-        values[part.tensors["result"]] = _attention(part, values)
+        output = attention_of(part, values)
+        if output is None:
+            found = None
+            break
+        values[part.tensors["result"]] = output
     if found is None or any(name not in values for name in names):
         raise FlatcError(
             "there is nothing to compare this schedule with: it is not whole attention",
             help="run the graph that it was compiled from",
         )
     return {name: values[name] for name in names}
-
-
-def _attention(part: Attention, values: Mapping[str, Array]) -> Array:
-    problem = part.problem
-    q, k, v = (values[part.tensors[role]] for role in ("q", "k", "v"))
-    if problem.v_in_k is not None:
-        v = k[..., problem.v_in_k : problem.v_in_k + problem.d_v]
-    keep = None
-    if problem.mask is not None:
-        rows, keys = np.arange(problem.queries), np.arange(problem.keys)
-        keep = np.broadcast_to(allows(problem.mask, rows[:, None], keys[None, :]), (len(rows), len(keys)))
-    return attention(q, k, v, keep=keep, scale=part.scale)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from xdsl.dialects.builtin import AnyFloat, TensorType
@@ -18,6 +17,7 @@ from xdsl.ir import Attribute, SSAValue
 from flatc.dialects import attn
 from flatc.dialects.attn import element_type_of, shape_of
 from flatc.dialects.masks import allows
+from flatc.dialects.score_functions import t5_buckets
 from flatc.interpreter.dtypes import Array, Precision
 from flatc.interpreter.engine import meaning
 from flatc.interpreter.functions import activated, normalised, rotary_table, rotated
@@ -113,21 +113,6 @@ def _alibi(op: attn.AlibiOp, operands: Sequence[Array], precision: Precision) ->
     slopes = alibi_slopes(scores.shape[1])[:, np.newaxis, np.newaxis]
     bias = -slopes * np.abs(_distances(op, op.offset.value.data))
     return _store(precision, scores + bias.astype(scores.dtype), op.result)
-
-
-def t5_buckets(distances: Array, buckets: int, max_distance: int, bidirectional: bool) -> Array:
-    """The bucket of each distance (key minus row), as T5 computes it."""
-    later: Any = 0
-    if bidirectional:
-        buckets //= 2
-        later = (distances > 0) * buckets
-        reach = np.abs(distances)
-    else:
-        reach = np.maximum(-distances, 0)
-    exact = buckets // 2
-    ratio = np.log(np.maximum(reach, 1) / exact) / math.log(max_distance / exact)
-    far = np.minimum(exact + np.floor(ratio * (buckets - exact)).astype(np.int64), buckets - 1)
-    return later + np.where(reach < exact, reach, far)
 
 
 @meaning(attn.T5RelativeOp)

@@ -30,7 +30,8 @@ def attention(
 ) -> Floats:
     """q [B, H, S, D], k [B, KV, T, D], v [B, KV, T, E] give [B, H, S, E].
 
-    `keep` (true is visible) and `bias` broadcast to [B, H, S, T]; `sink` is [H].
+    Scores are scaled, capped, biased and then masked. `keep` (true is visible) and `bias` broadcast to [B, H, S, T];
+    `sink` is [H].
     """
     batch, heads, queries, depth = q.shape
     kv_heads, keys = k.shape[1], k.shape[2]
@@ -52,6 +53,46 @@ def attention(
         weights = _softmax(np.array([*scores, *extra]))[: seen.size]
         output[b, h, row] = weights @ v[b, h // group, seen].astype(np.float64)
     return output
+
+
+def alibi_bias(heads: int, queries: int, keys: int, offset: int) -> Floats:
+    """[H, S, T]: -slope * |key - (query + offset)|, slopes as the code of Press et al. makes them."""
+    bias = np.zeros((heads, queries, keys))
+    for h, slope in enumerate(_alibi_slopes(heads)):
+        for row in range(queries):
+            bias[h, row] = -slope * np.abs(np.arange(keys) - (row + offset))
+    return bias
+
+
+def _alibi_slopes(heads: int) -> list[float]:
+    if heads & (heads - 1):
+        below = 1 << (heads.bit_length() - 1)
+        return _alibi_slopes(below) + _alibi_slopes(2 * below)[::2][: heads - below]
+    start = 2 ** -(2 ** -(math.log2(heads) - 3))
+    return [start ** (h + 1) for h in range(heads)]
+
+
+def t5_bias(
+    table: NDArray[Any], queries: int, keys: int, offset: int, *, max_distance: int, bidirectional: bool
+) -> Floats:
+    """[H, S, T]: the entry of the table [buckets, H] that the distance of key and query falls into."""
+    bias = np.zeros((table.shape[1], queries, keys))
+    for row, key in np.ndindex(queries, keys):
+        bucket = _t5_bucket(key - (row + offset), len(table), max_distance, bidirectional)
+        bias[:, row, key] = table[bucket].astype(np.float64)
+    return bias
+
+
+def _t5_bucket(distance: int, buckets: int, max_distance: int, bidirectional: bool) -> int:
+    """The bucket of one distance; far ones share buckets whose width grows by a constant factor."""
+    if bidirectional:
+        half = buckets // 2
+        return (half if distance > 0 else 0) + _t5_bucket(-abs(distance), half, max_distance, False)
+    reach, exact = max(-distance, 0), buckets // 2
+    if reach < exact:
+        return reach
+    far = math.log(reach / exact) / math.log(max_distance / exact) * (buckets - exact)
+    return min(exact + int(far), buckets - 1)
 
 
 def _softmax(logits: Floats) -> Floats:

@@ -27,6 +27,7 @@ from xdsl.ir import SSAValue
 
 from flatc.dialects.accelerator import AcceleratorAttr
 from flatc.dialects.masks import allows
+from flatc.dialects.score_functions import SCORE_KINDS
 from flatc.dialects.spatial import (
     BufferOp,
     BufferType,
@@ -59,6 +60,7 @@ from flatc.interpreter.memory import (
     window,
 )
 from flatc.interpreter.order import NOTHING, Clock, Order, Step, join
+from flatc.interpreter.vector_scores import score_operation
 from flatc.interpreter.vector_values import value_operation
 from flatc.passes.simulation.program_order import Event, walk
 
@@ -267,11 +269,19 @@ class _Access:
         """What read operand `index` holds, in the type that the operation computes in."""
         return self.read(index, extents).astype(self.compute)
 
-    def repeated(self, index: int) -> Array:
-        """What read operand `index` holds, in the type that the operation computes in; dims of 1 are repeated."""
+    def stored(self, index: int) -> Array:
+        """What read operand `index` holds, in the type it is stored in; dims of 1 are repeated."""
         shape = self._read_from[index].shape
         box = [1 if size == 1 else extent for size, extent in zip(shape, self.extents, strict=True)]
-        return np.broadcast_to(self.operand(index, box), self.extents)
+        return np.broadcast_to(self.read(index, box), self.extents)
+
+    def repeated(self, index: int) -> Array:
+        """The same in the type that the operation computes in."""
+        return self.stored(index).astype(self.compute)
+
+    def position(self) -> tuple[int, ...]:
+        """Where the tile lies (see `POSITIONS`)."""
+        return self.event.position()
 
     def accumulated(self, index: int, extents: Sequence[int]) -> Array:
         """What write operand `index` holds, to be added to."""
@@ -408,5 +418,6 @@ _VECTOR: dict[str, Callable[[VectorOp, _Access], None]] = {
     "divide": _divide,
     "divide_by_last": _divide_by_last,
     "cast": _cast,
+    **dict.fromkeys(SCORE_KINDS, score_operation),
     **dict.fromkeys(VALUE_KINDS, value_operation),
 }

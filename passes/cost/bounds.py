@@ -5,7 +5,8 @@ one graph are held against the same three numbers:
 
     array      the multiply-accumulates of visible (query, key) pairs, spread over all PEs
     off-chip   compulsory bytes: each input once, as far as somebody needs it, and each output once
-    vector     one max and one exp for each visible score, and the fewer of early and late divisions
+    vector     one max and one exp for each visible score, another exp for a softcap, and the fewer of early and
+               late divisions
 
 Row sums are not in the vector bound (a column of ones gives them on the array), and an operation is not where
 the PEs can do it. What a machine does for free bounds nothing.
@@ -21,12 +22,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 from typing import Any, Protocol
 
 from flatc.dialects.accelerator import Accelerator
-from flatc.dialects.masks import Mask, intervals
 from flatc.passes.cost.primitive_costs import Work
+from flatc.passes.cost.score_bounds import compulsory_operand_bytes, softcap_exponentials
+from flatc.passes.cost.visible import Visible, visible
 from flatc.passes.kernels.problem import AttentionProblem
 
 RESOURCES = ("array", "off-chip", "vector")
@@ -96,33 +97,6 @@ AnyProblem = AttentionProblem | Problem
 # --- What a mask leaves -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Visible:
-    """What the queries of one head see: (query, key) pairs, keys that some query sees, queries that see some key."""
-
-    pairs: int
-    keys: int
-    queries: int
-
-
-@lru_cache(maxsize=256)
-def visible(mask: Mask | None, queries: int, keys: int) -> Visible:
-    """Counts exactly, in time proportional to the number of rows."""
-    if mask is None:
-        return Visible(queries * keys, keys, queries)
-    import numpy as np
-
-    rows = np.arange(queries, dtype=np.int64)
-    per_row, change = np.zeros(queries, dtype=np.int64), np.zeros(keys + 1, dtype=np.int64)
-    for interval in intervals(mask):
-        lower = np.clip(interval.lo.evaluate({"q": rows}) + 0 * rows, 0, keys)
-        upper = np.maximum(np.clip(interval.hi.evaluate({"q": rows}) + 0 * rows, 0, keys), lower)
-        per_row += upper - lower
-        change += np.bincount(lower, minlength=keys + 1) - np.bincount(upper, minlength=keys + 1)
-    seen = int(np.count_nonzero(np.cumsum(change)[:keys]))
-    return Visible(int(per_row.sum()), seen, int(np.count_nonzero(per_row)))
-
-
 def logit_visible(problem: AttentionProblem) -> Visible:
     """What of the score matrix has to be computed: what the kernel's mask shows."""
     return visible(problem.mask, problem.queries, problem.keys)
@@ -147,7 +121,7 @@ def least_macs(problem: AnyProblem) -> int:
 
 
 def compulsory_bytes(problem: AnyProblem) -> dict[str, int]:
-    """Least bytes of each tensor off chip: q, k, v, scores are read, `result` is written."""
+    """Least bytes of each tensor off chip: `result` is written; q, k, v, scores and operands, by role, are read."""
     if not isinstance(problem, AttentionProblem):
         return problem.compulsory_bytes()
     p, found = problem, dict[str, int]()
@@ -165,18 +139,18 @@ def compulsory_bytes(problem: AnyProblem) -> dict[str, int]:
         found["result"] = p.heads * p.queries * p.d_v * p.output_bytes
     else:
         found["result"] = p.heads * p.queries * p.keys * p.probability_bytes
-    return found
+    return found | compulsory_operand_bytes(p)
 
 
 def least_vector_counts(problem: AnyProblem) -> dict[str, int]:
-    """One max and one exp for each visible score, and a division of probabilities or of outputs."""
+    """One max and one exp for each visible score, another for a softcap; a division of probabilities or of outputs."""
     if not isinstance(problem, AttentionProblem):
         return problem.least_vector_counts()
-    if not problem.has("softmax"):
-        return {}
-    seen = logit_visible(problem)
-    divided = min(seen.pairs, seen.queries * problem.d_v) if problem.has("attend") else seen.pairs
-    counts = {"max": seen.pairs, "exp": seen.pairs, "divide": divided}
+    counts = {"exp": softcap_exponentials(problem)}
+    if problem.has("softmax"):
+        seen = logit_visible(problem)
+        divided = min(seen.pairs, seen.queries * problem.d_v) if problem.has("attend") else seen.pairs
+        counts = {"max": seen.pairs, "exp": seen.pairs + counts["exp"], "divide": divided}
     return {name: count * problem.heads for name, count in counts.items()}
 
 
@@ -207,7 +181,7 @@ def longest_sum(problem: AnyProblem) -> int:
 
 
 TensorNames = Mapping[str, str | None]
-"""Which tensor plays a role (q, k, v, scores, result) in a problem; None where it need not leave the chip."""
+"""Which tensor plays a role (q, k, v, ..., an operand's) in a problem; None where it need not leave the chip."""
 
 
 def is_written(role: str) -> bool:

@@ -44,6 +44,7 @@ from flatc.passes.cost.primitive_costs import (
     vector_cycles,
     vector_energy_pj,
 )
+from flatc.passes.cost.score_costs import ScoreCosts
 from flatc.passes.cost.value_work import value_work
 from flatc.passes.kernels.problem import AttentionProblem
 
@@ -267,8 +268,8 @@ def _sums(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
 class ClosedForm:
     """Costs of a column of mappings; every field is an array, or a dictionary of arrays.
 
-    `tensor_bytes` maps q, k, v, scores, result to off-chip bytes; `busy_cycles` maps array, vector, and the
-    off-chip channels to cycles; `latency_cycles` is the lower bound described above.
+    `tensor_bytes` maps q, k, v, scores, result and the roles of operands to off-chip bytes; `busy_cycles` maps array,
+    vector, and the off-chip channels to cycles; `latency_cycles` is the lower bound described above.
     """
 
     latency_cycles: Any
@@ -314,7 +315,7 @@ def peak_buffer_bytes(problem: AttentionProblem, structure: Structure, columns: 
             total = total + c.output_slots * block * p.d_v * p.output_bytes
         if s.add == "vector":
             total = total + c.score_slots * (2 if s.held else 1) * rows * outputs * p.accumulator_bytes
-    return total
+    return total + ScoreCosts(p, s.algorithm, s.k_level, c).footprint_bytes()
 
 
 def _statistic_slots(s: Structure, c: Columns) -> tuple[Any, Any]:
@@ -355,6 +356,7 @@ class _Counter:
         self.product_rows = structure.is_product_rows(problem)
         # Interleaved query tiles of an online softmax; the mask that would complicate it is refused.
         self.shares_keys = structure.interleave > 1 and not self.product_rows
+        self.scores = ScoreCosts(problem, structure.algorithm, structure.k_level, columns)
         self.work = Work()
         self.vector_between: Any = 0
         self.vector_aside: Any = 0
@@ -480,12 +482,27 @@ class _Counter:
         for count, batch, group in self.head_kinds():
             for query, q_extent in enumerate(g.q_extents):
                 rows = batch * group * q_extent
+                self._score_ops(count, query, rows)
                 if p.mask is not None:
                     self._mask(count, query, rows)
                 if p.has("softmax"):
                     self._softmax(count, query, batch, group * q_extent)
                 if p.has("attend"):
                     self._outputs(count, query, batch * group)
+        self.work = self.work + Work(buffer_read_bytes=self.scores.buffer_read_bytes(g))
+
+    def _score_ops(self, count: Any, query: int, rows: Any) -> None:
+        """The steps that scores take, on every tile that is visited, and the sink, on every row."""
+        g, p = self.geometry, self.problem
+        passes = 2 if self.structure.algorithm == "streamed" else 1
+        for step in p.score_ops:
+            looked_up = sum(operand.element_bytes for operand in step.operands if operand.buckets)
+            for key, k_extent in enumerate(g.k_extents):
+                times = count * g.visits[query][key] * passes
+                self._vector(step.kind, times, rows, k_extent, reads=p.score_bytes + looked_up, writes=p.score_bytes)
+        if p.sink is not None:
+            times, score = count * g.q_counts[query], p.score_bytes
+            self._vector("sink", times, rows, 1, reads=0, row_reads=score, row_writes=2 * score, aside=True)
 
     def _mask(self, count: Any, query: int, rows: Any) -> None:
         g, p = self.geometry, self.problem
@@ -735,7 +752,7 @@ class _Counter:
             found["result"] = like + p.heads * p.queries * p.d_v * p.output_bytes
         else:
             found["result"] = scores * p.probability_bytes
-        return found
+        return found | self.scores.offchip_bytes(g)
 
     def _blocks(self) -> Any:
         """How many times query tiles are interleaved: how often their keys are streamed."""
@@ -759,6 +776,7 @@ class _Counter:
             loads = tiles + (heads if s.k_level == "kv_head" else visits * passes)
         else:
             loads = visits * passes
+        loads = loads + self.scores.loads(g)
         if p.has("attend"):
             return loads + {"kv_head": heads, "k": 0}.get(s.v_level, visits), tiles
         return loads, fills

@@ -15,7 +15,8 @@ from xdsl.ir import SSAValue
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.diagnostics import FlatcError
-from flatc.dialects.spatial import BufferOp, BufferType, LoadOp, MatmulOp, StoreOp, TimedOp, VectorOp
+from flatc.dialects.score_functions import REPEATED_OPERANDS
+from flatc.dialects.spatial import VECTOR_KINDS, BufferOp, BufferType, LoadOp, MatmulOp, StoreOp, TimedOp, VectorOp
 from flatc.dialects.vector_kinds import VALUE_KINDS
 from flatc.passes.cost.primitive_costs import (
     ArrayCycles,
@@ -123,12 +124,13 @@ class CostModel:
             vector_energy_pj=vector_energy_pj(unit, work, elements, rows),
             vector_elements=elements * len(work.per_element),
         )
-        for value in op.reads:
-            counts = counts + _read(value, elements if _rank(value) == len(extents) else rows)
+        kind = VECTOR_KINDS[op.kind.data]
+        for name, value in zip(kind.reads, op.reads, strict=False):
+            counts = counts + _read(value, _elements(name, value, extents))
         if op.kind.data == "divide_by_last":  # it reads one column more than it writes
             counts = counts + _read(op.reads[0], rows)
-        for value in op.writes:
-            counts = counts + _written(value, elements if _rank(value) == len(extents) else rows)
+        for name, value in zip(kind.writes, op.writes, strict=False):
+            counts = counts + _written(value, _elements(name, value, extents))
         cycles = self._on_array(op, work, extents)
         if cycles is None:
             ticks = vector_cycles(unit, work, elements, rows) * self.ticks_per_cycle
@@ -182,8 +184,15 @@ def adds_product(op: VectorOp) -> bool:
     return op.kind.data == "add" and _is_product(op.reads[0])
 
 
-def _rank(buffer: SSAValue) -> int:
-    return len(cast(BufferType, buffer.type).dims)
+def _elements(name: str, buffer: SSAValue, extents: tuple[int, ...]) -> int:
+    """How many elements of an operand move: each of the tile, one a row, or, of what is repeated, what is stored.
+
+    A table is looked up for each element.
+    """
+    if name in REPEATED_OPERANDS:
+        return repeated_elements(_dims(buffer), extents)
+    of_tile = name == "table" or len(_dims(buffer)) == len(extents)
+    return math.prod(extents if of_tile else extents[:-1])
 
 
 def in_registers(buffer: SSAValue) -> bool:

@@ -236,6 +236,17 @@ class _Account:
 _BEYOND = {"max": "max of more than the visible scores", "exp": "exp of more than the visible scores"}
 _BEYOND["divide"] = "more division than the least"
 
+_WORK_ON_SCORES = {
+    "softcap": "softcap, beside its exponentials",
+    "bias": "adding biases",
+    "alibi": "ALiBi",
+    "t5_relative": "T5's relative bias",
+    "keep": "masks given by tensors",
+    "same": "masks of documents",
+    "mask": "masking of edge tiles",
+}
+"""What vector work on scores is called, by its kind."""
+
 
 _BEYOND_FORMULAS = "lanes that tiles of norms, activations and the like leave idle"
 
@@ -251,11 +262,13 @@ def _vector_name(kind: str, operation: str) -> str:
         return "running maxima, sums and corrections"
     if kind in VALUE_KINDS and operation != "cast":
         return _BEYOND_FORMULAS
+    if kind in _WORK_ON_SCORES and operation != "exp":
+        return _WORK_ON_SCORES[kind]
     if operation in _BEYOND:
         return _BEYOND[operation]
     if operation == "add":
         return "row sums on the vector unit"
-    return {"rescale": "rescaling of outputs", "mask": "masking of edge tiles"}.get(kind, f"{operation} in {kind}")
+    return "rescaling of outputs" if kind == "rescale" else f"{operation} in {kind}"
 
 
 def _has_ones(op: MatmulOp) -> bool:

@@ -186,6 +186,13 @@ def operand_traffic(array: Array, stationarity: str, tile: MatmulTile, *, accumu
 
 VECTOR_WORK: dict[str, VectorWork] = {
     "mask": VectorWork(("select",)),
+    "softcap": VectorWork(("exp", "add", "divide", "add")),
+    "bias": VectorWork(("add",)),
+    "alibi": VectorWork(("add", "max", "multiply", "add")),
+    "t5_relative": VectorWork(("add", "max", "select", "select", "add")),
+    "keep": VectorWork(("select",)),
+    "same": VectorWork(("max", "select")),
+    "sink": VectorWork((), ("max", "exp")),
     "row_max": VectorWork(("max",)),
     "row_max_online": VectorWork(("max",), ("max", "exp")),
     "exp": VectorWork(("exp",)),
@@ -206,6 +213,11 @@ VECTOR_WORK: dict[str, VectorWork] = {
 the probabilities; `exp_sum_online` also corrects the running sum; the `merge` operations do the same where the tile's
 own maximum or sum was found elsewhere. A change of storage type adds a `cast` per element. Rows lie across lanes, so
 reducing a row is work within a lane and has no price of its own. Norms, activations and the like are in `value_work`.
+
+Of scores: cap * tanh(s / cap) is cap - 2 * cap / (exp(2 / cap * s) + 1), and the price of `exp` has a factor in it.
+`alibi` takes a distance, its magnitude (a `max`), times the slope, and adds it. `t5_relative` takes a distance, clamps
+it, looks up the bucket of the distance (compile-time constants) and the bias of the bucket, a `select` each, and adds
+it. Comparing two documents has the price of a `max`. Operands are widened to the type of the scores as they are read.
 """
 
 

@@ -14,7 +14,8 @@ Three shapes cover every contiguous part of attention. `source` is a logit produ
 
 Products without a softmax can run over whole rows too: see `product_rows`.
 
-Loops over batch, kv head and group stand around `query` where their tiles do not cover them; all are one
+What else happens to scores between `source` and the softmax (softcap, biases, masks known at run time, sinks) is in
+`score_work`. Loops over batch, kv head and group stand around `query` where their tiles do not cover them; all are one
 pipeline. Masks become loop bounds (`live_keys`): tiles that are hidden entirely are never visited, and only tiles
 that cross the mask's edge are masked.
 """
@@ -28,6 +29,7 @@ from flatc.dialects.spatial import YieldOp, make_for
 from flatc.passes.kernels.nest_builder import ElementTypes, NestBuilder, Tensors
 from flatc.passes.kernels.product_rows import ProductRows
 from flatc.passes.kernels.query_tile import QueryTile
+from flatc.passes.kernels.score_work import ScoreWork
 
 __all__ = ["ElementTypes", "KernelSchedule", "Tensors"]
 
@@ -37,6 +39,7 @@ class KernelSchedule(NestBuilder):
 
     def build(self) -> list[Operation]:
         """The operations of the kernel's body."""
+        self.score_work = ScoreWork(self)
         self._outer(0)
         return self.ops
 
@@ -65,13 +68,14 @@ class KernelSchedule(NestBuilder):
                 # A kernel's body is no loop: what stands there has no stage.
                 stage = self.load_stage(name) if self.loops else 0
                 self.resident[name] = self.load_keyed(name, const(0), const(self.size["key"]), stage)
+        self.score_work.load_heads()
 
     def _query_tile(self) -> None:
         algorithm = self.mapping.softmax.algorithm
         if algorithm == "rows" and not self.problem.has("softmax"):
             ProductRows(self).build()
             return
-        body = QueryTile(self)
+        body = QueryTile(self, self.score_work)
         if algorithm == "rows":
             body.rows()
         elif algorithm == "streamed":

@@ -7,7 +7,8 @@ tile sizes and expressions, not what is computed; `query_tile` and `kernel_sched
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping as NameMapping
+from dataclasses import dataclass, field
 
 from xdsl.ir import Attribute, SSAValue
 
@@ -40,13 +41,17 @@ class ElementTypes:
 
 @dataclass(frozen=True)
 class Tensors:
-    """The tensors off chip, viewed with heads split: q, scores and result are [batch, kv head, group, ...]."""
+    """The tensors off chip, viewed with heads split: q, scores and result are [batch, kv head, group, ...].
+
+    `operands` are those of the work on scores by role, in the shape that `AttentionProblem.operand_shape` gives.
+    """
 
     q: SSAValue | None
     k: SSAValue | None
     v: SSAValue | None
     scores: SSAValue | None
     result: SSAValue
+    operands: NameMapping[str, SSAValue] = field(default_factory=dict[str, SSAValue])
 
 
 KeyBody = Callable[[SSAValue], SSAValue]

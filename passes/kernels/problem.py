@@ -2,15 +2,16 @@
 
 `match_kernel` recognises a region of attn operators as a contiguous part of attention and says which part:
 
-    logit [+ mask] + softmax + attend      the whole attention
+    logit [+ scores] + softmax + attend    the whole attention; scores are capped, biased, masked between
     logit | softmax | attend | ...         any contiguous part; missing ends are tensors off chip
 
-`AttentionProblem` is the part of it that needs no IR: sizes, storage sizes, the symbolic mask, which stages
-are there. The maths of mapping (closed form, search, bounds) sees nothing else.
+`AttentionProblem` is the part of it that needs no IR: sizes, storage sizes, the symbolic mask, the steps that scores
+take (`score_ops`), which stages are there. The maths of mapping (closed form, search, bounds) sees nothing else.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import cast
@@ -18,18 +19,22 @@ from typing import cast
 from xdsl.dialects.builtin import TensorType
 from xdsl.ir import Attribute, Operation, SSAValue
 
-from flatc.dialects.attn import AttendOp, FeaturesOp, LogitOp, MaskOp, SoftmaxOp
+from flatc.dialects import attn
+from flatc.dialects.attn import AttendOp, FeaturesOp, LogitOp, SoftmaxOp
 from flatc.dialects.diagnostics import FlatcError, position_of
 from flatc.dialects.flat import FusedOp
 from flatc.dialects.masks import Mask, shows_all
+from flatc.passes.kernels.score_ops import MatchedScores, Operand, ScoreOp, Sizes, match_scores, sink_operand
 
 
 @dataclass(frozen=True)
 class AttentionProblem:
     """Sizes of one kernel. `group` counts query heads per kv head; bytes are per element.
 
-    `stages` lists what the kernel contains, of logit, mask, softmax, attend. Where logit is missing the scores
-    come from off chip, where attend is missing the result goes there as a [batch, heads, queries, keys] tensor.
+    `stages` lists what the kernel contains, of logit, mask, softmax, attend; mask where scores may be hidden, or are
+    changed in a kernel without logit. `score_ops` are the steps that scores take before `mask` hides some of them, and
+    `sink` is the operand of the softmax's sink. Where logit is missing the scores come from off chip, where attend is
+    missing the result goes there as a [batch, heads, queries, keys] tensor.
     `converts_probabilities` and `converts_output` say that probabilities are stored in another type than scores, and
     outputs in another than they are accumulated in: then each has a buffer of its own.
     """
@@ -52,6 +57,8 @@ class AttentionProblem:
     converts_probabilities: bool = False
     converts_output: bool = False
     mask: Mask | None = None
+    score_ops: tuple[ScoreOp, ...] = ()
+    sink: Operand | None = None
     v_in_k: int | None = None
     """Where V begins among the features of K, if V is some of them: in latent attention, or where both are one."""
 
@@ -69,6 +76,16 @@ class AttentionProblem:
         """Batch x query heads."""
         return self.batch * self.kv_heads * self.group
 
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        """What is read beside q, k, v and scores."""
+        steps = tuple(operand for step in self.score_ops for operand in step.operands)
+        return steps if self.sink is None else (*steps, self.sink)
+
+    def operand_shape(self, operand: Operand) -> tuple[int, ...]:
+        """The shape of an operand off chip, heads split into (kv head, group)."""
+        return Sizes(self.batch, self.kv_heads, self.group, self.queries, self.keys).of(operand)
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -76,13 +93,13 @@ class Kernel:
 
     problem: AttentionProblem
     logit: LogitOp | None
-    mask: MaskOp | None
     softmax: SoftmaxOp | None
     attend: AttendOp | None
     q: SSAValue | None
     k: SSAValue | None
     v: SSAValue | None
     scores: SSAValue | None
+    operands: dict[str, SSAValue]
     result: SSAValue
 
 
@@ -90,26 +107,23 @@ def _refuse(op: Operation, reason: str, help: str | None = None) -> FlatcError:
     return FlatcError(f"{op.name} cannot be compiled yet: {reason}", position=position_of(op), help=help)
 
 
+ORDER: tuple[type[Operation], ...] = (LogitOp, attn.ScoreOp, SoftmaxOp, AttendOp)
+"""How the operators of a kernel follow one another; of `ScoreOp` there may be any number."""
+
+
 def match_kernel(fused: FusedOp) -> Kernel:
     """Recognises the region of `fused`. Raises `FlatcError` naming the operator that does not fit."""
-    found: dict[type[Operation], Operation] = {}
-    order: list[type[Operation]] = [LogitOp, MaskOp, SoftmaxOp, AttendOp]
+    chain: list[Operation] = []
     place = -1
     for op in fused.body_ops():
-        if type(op) not in order:
-            raise _refuse(op, "schedules cover logit, mask, softmax and attend")
-        if order.index(type(op)) <= place:
+        found = next((index for index, kind in enumerate(ORDER) if isinstance(op, kind)), None)
+        if found is None:
+            raise _refuse(op, "schedules cover logit, what scores go through, softmax and attend")
+        if found < place or (found == place and ORDER[found] is not attn.ScoreOp):
             raise _refuse(op, f"it stands out of order in kernel '{fused.kernel.data}'")
-        place = order.index(type(op))
-        found[type(op)] = op
-    kernel = _assemble(
-        fused,
-        cast("LogitOp | None", found.get(LogitOp)),
-        cast("MaskOp | None", found.get(MaskOp)),
-        cast("SoftmaxOp | None", found.get(SoftmaxOp)),
-        cast("AttendOp | None", found.get(AttendOp)),
-    )
-    _check_supported(kernel)
+        place = found
+        chain.append(op)
+    kernel = _assemble(fused, chain)
     return replace(kernel, problem=replace(kernel.problem, v_in_k=_values_in_keys(fused, kernel)))
 
 
@@ -126,55 +140,60 @@ def _values_in_keys(fused: FusedOp, kernel: Kernel) -> int | None:
     return None
 
 
-def _check_supported(kernel: Kernel) -> None:
-    if kernel.mask is not None and kernel.mask.operands[1:]:
-        raise _refuse(kernel.mask, "masks given by tensors are not scheduled", "use a symbolic mask such as causal")
-    if kernel.softmax is not None and kernel.softmax.sink is not None:
-        raise _refuse(kernel.softmax, "a sink is not scheduled")
-
-
-def _assemble(
-    fused: FusedOp, logit: LogitOp | None, mask: MaskOp | None, softmax: SoftmaxOp | None, attend: AttendOp | None
-) -> Kernel:
-    chain = [op for op in (logit, mask, softmax, attend) if op is not None]
+def _assemble(fused: FusedOp, chain: Sequence[Operation]) -> Kernel:
     if not chain:
         raise FlatcError(f"kernel '{fused.kernel.data}' is empty", position=position_of(fused))
-    scores_in = None if logit else chain[0].operands[0]
     for producer, consumer in pairwise(chain):
         if consumer.operands[0] is not producer.results[0]:
             raise _refuse(consumer, f"it does not continue {producer.name} in kernel '{fused.kernel.data}'")
     if list(fused.yield_op.values) != [chain[-1].results[0]]:
         raise _refuse(chain[-1], f"kernel '{fused.kernel.data}' must give its result and nothing else")
+    logit = next((op for op in chain if isinstance(op, LogitOp)), None)
+    softmax = next((op for op in chain if isinstance(op, SoftmaxOp)), None)
+    attend = next((op for op in chain if isinstance(op, AttendOp)), None)
+    scores = logit.scores if logit is not None else chain[0].operands[0]
+    heads = _shape(scores)[1]
+    keyed = logit.k if logit else attend.v if attend else None
+    kv_heads = _shape(keyed)[1] if keyed is not None else heads
+    found = match_scores([op for op in chain if isinstance(op, attn.ScoreOp)], kv_heads, heads // kv_heads)
+    others = found.steps or any(not isinstance(op, attn.ScoreOp) for op in chain)
+    if found.mask is not None and others and shows_all(found.mask, *_shape(scores)[2:]):
+        found.mask = None  # as in decode, where the only row sees every key
+    problem = _problem(logit, softmax, attend, scores, kv_heads, found)
+    operands = dict(found.values)
+    if softmax is not None and softmax.sink is not None:
+        operands["sink"] = softmax.sink
     return Kernel(
-        problem=_problem(logit, mask, softmax, attend, scores_in or cast(LogitOp, logit).scores),
+        problem=problem,
         logit=logit,
-        mask=mask,
         softmax=softmax,
         attend=attend,
         q=logit.q if logit else None,
         k=logit.k if logit else None,
         v=attend.v if attend else None,
-        scores=scores_in,
+        scores=None if logit else scores,
+        operands=operands,
         result=chain[-1].results[0],
     )
 
 
 def _problem(
-    logit: LogitOp | None, mask: MaskOp | None, softmax: SoftmaxOp | None, attend: AttendOp | None, scores: SSAValue
+    logit: LogitOp | None,
+    softmax: SoftmaxOp | None,
+    attend: AttendOp | None,
+    scores: SSAValue,
+    kv_heads: int,
+    found: MatchedScores,
 ) -> AttentionProblem:
     batch, heads, queries, keys = _shape(scores)
-    keyed = logit.k if logit else attend.v if attend else None
-    kv_heads = _shape(keyed)[1] if keyed is not None else heads
     score_bytes = element_bytes(scores)
     probability_bytes = element_bytes(softmax.probabilities) if softmax else score_bytes
     output_bytes = element_bytes(attend.output) if attend else probability_bytes
-    symbolic = mask.symbolic.data if mask is not None and mask.symbolic is not None else None
-    others = logit is not None or softmax is not None or attend is not None
-    if symbolic is not None and others and shows_all(symbolic, queries, keys):
-        mask, symbolic = None, None  # as in decode, where the only row sees every key
-    present = (("logit", logit), ("mask", mask), ("softmax", softmax), ("attend", attend))
+    masks = found.hides or (logit is None and bool(found.steps))
+    present = (("logit", logit is not None), ("mask", masks), ("softmax", softmax is not None))
+    sink = softmax.sink if softmax is not None else None
     return AttentionProblem(
-        stages=tuple(name for name, op in present if op is not None),
+        stages=tuple(name for name, there in (*present, ("attend", attend is not None)) if there),
         batch=batch,
         kv_heads=kv_heads,
         group=heads // kv_heads,
@@ -191,7 +210,9 @@ def _problem(
         output_bytes=output_bytes,
         converts_probabilities=softmax is not None and _element(softmax.probabilities) != _element(scores),
         converts_output=attend is not None and attend.accumulator != _element(attend.output),
-        mask=symbolic,
+        mask=found.mask,
+        score_ops=tuple(found.steps),
+        sink=None if sink is None else sink_operand(sink, kv_heads, heads // kv_heads),
     )
 
 

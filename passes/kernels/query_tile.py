@@ -23,13 +23,14 @@ from flatc.dialects.attn import MaskAttr
 from flatc.dialects.quasi_affine import Expr, ceildiv, const, maximum, minimum, var
 from flatc.dialects.spatial import Access, BufferType, MatmulOp, OnArray, VectorOp, YieldOp, make_for
 from flatc.passes.kernels.nest_builder import KeyBody, NestBuilder
+from flatc.passes.kernels.score_work import ScoreWork
 
 
 class QueryTile:
     """The work on one tile of query rows; `kernel_schedule` shows its three shapes."""
 
-    def __init__(self, kernel: NestBuilder):
-        self.kernel = kernel
+    def __init__(self, kernel: NestBuilder, score_work: ScoreWork):
+        self.kernel, self.score_work = kernel, score_work
         self.problem, self.mapping, self.types = kernel.problem, kernel.mapping, kernel.types
         self.stages = kernel.mapping.stages
         self.slots = kernel.mapping.keep
@@ -56,9 +57,11 @@ class QueryTile:
         online, held = self.problem.has("softmax"), self.held
         self._begin(maximum_slots=1, sum_slots=self._depth("attend" if held else "softmax", "store"))
 
+        self._sink_row(self.stages.softmax)
+
         def step(carried: SSAValue) -> SSAValue:
             scores, ready = self._source(None, self.stages.load, self.stages.logit)
-            masked = self._mask(scores, ready, self.stages.softmax)
+            masked = self._change(scores, ready, self.stages.softmax, self.score_work.load_stage(self.stages.softmax))
             if held is not None:
                 probabilities, waits, merged, correction = self._held_step(scores, ready, masked)
                 return self._sink(probabilities, waits, carried, correction, corrected=merged)
@@ -112,7 +115,7 @@ class QueryTile:
             return self._source(self._strip_window(strip), 0, 0)[1]
 
         filled = self.kernel.key_loop(fill, stream=False, stage=self.stages.logit)
-        probabilities, ready = self._rows_softmax(strip, self._mask_strip(strip, filled))
+        probabilities, ready = self._rows_softmax(strip, self._change_strip(strip, filled))
 
         def use(carried: SSAValue) -> SSAValue:
             return self._sink(self._strip_window(probabilities), [ready], carried, None, pipelined=False)
@@ -124,10 +127,11 @@ class QueryTile:
     def streamed(self) -> None:
         """Two passes over the source: the first finds each row's maximum and sum, the second divides."""
         self._begin(maximum_slots=1 + self.stages.attend - self.stages.logit, sum_slots=1 + self.stages.attend)
+        self._sink_row(self.stages.logit)
 
         def measure(carried: SSAValue) -> SSAValue:
             scores, ready = self._source(None, 0, 0)
-            ready = self._mask(scores, ready, 0)
+            ready = self._change(scores, ready, 0, 0)
             _, ready, _ = self._online_step(scores, ready, pipelined=False)
             return ready
 
@@ -135,7 +139,7 @@ class QueryTile:
 
         def use(carried: SSAValue) -> SSAValue:
             scores, ready = self._source(None, 0, 0)
-            ready = self._mask(scores, ready, 0)
+            ready = self._change(scores, ready, 0, 0)
             exponentials, ready = self._exp(scores, [ready, measured], 0, total=False, final=False)
             probabilities, ready = self._divide_scores(exponentials, ready, 0)
             return self._sink(probabilities, [ready], carried, None, pipelined=False)
@@ -170,6 +174,7 @@ class QueryTile:
             self.maximum = kernel.buffer("maximum", maximum_slots, self.rows_tile, self.types.scores, low)
             if not self.sums_in_attend:
                 self.sum = kernel.buffer("sum", sum_slots, self.rows_tile, self.types.scores, zero)
+        self.score_work.load_rows()
         if problem.has("attend"):
             shape = [*self.rows_tile, self.width]
             self.output = kernel.buffer("output", self.slots.output_slots, shape, self.types.accumulator, 0.0)
@@ -229,6 +234,19 @@ class QueryTile:
         )
         return into, kernel.emit(op, "logit")
 
+    def _change(self, scores: Access, ready: SSAValue, stage: int, load_stage: int) -> SSAValue:
+        """What scores go through before the softmax: the steps of the kernel, then the symbolic mask."""
+        extents = self._tile_extents()
+        return self._mask(
+            scores, self.score_work.apply(scores, extents, ready, stage=stage, load_stage=load_stage), stage
+        )
+
+    def _sink_row(self, stage: int, after: Sequence[SSAValue] = ()) -> SSAValue | None:
+        """The sink's part in the maximum and the sum of each row; the vector unit keeps it before what reads them."""
+        if self.problem.sink is None:
+            return None
+        return self.score_work.sink(self.maximum, self.sum, after, stage)
+
     def _mask(self, scores: Access, ready: SSAValue, stage: int) -> SSAValue:
         """Hides scores where the mask's edge crosses the current tile."""
         mask = self.problem.mask
@@ -244,22 +262,22 @@ class QueryTile:
         )
         return kernel.emit(op, "mask")
 
-    def _mask_strip(self, strip: SSAValue, filled: SSAValue) -> SSAValue:
-        """Masks the tiles of a strip on the mask's edge, with the softmax: the vector unit takes its work in order,
-        and masks of the strip being filled must not hold up the softmax of the strip before."""
+    def _change_strip(self, strip: SSAValue, filled: SSAValue) -> SSAValue:
+        """The steps and the mask on the tiles of a strip, with the softmax: the vector unit takes its work in order,
+        and work on the strip being filled must not hold up the softmax of the strip before."""
         kernel = self.kernel
-        if self.problem.mask is None:
+        if self.problem.mask is None and not self.problem.score_ops:
             return filled
         first: Expr | None = None
-        if kernel.edge.full is not None:
+        if kernel.edge.full is not None and not self.problem.score_ops:
             lower, upper = (kernel.at_rows(bound) for bound in kernel.edge.full)
             if lower.is_constant() and lower.constant <= 0:
                 first = upper // kernel.tile["key"]
 
-        def mask(carried: SSAValue) -> SSAValue:
-            return self._mask(self._strip_window(strip), filled, 0)
+        def change(carried: SSAValue) -> SSAValue:
+            return self._change(self._strip_window(strip), filled, 0, 0)
 
-        return kernel.key_loop(mask, stream=False, stage=self.stages.softmax, first=first, init=filled)
+        return kernel.key_loop(change, stream=False, stage=self.stages.softmax, first=first, init=filled)
 
     def _crosses_edge(self) -> Expr | None:
         """Positive where some row of the tile does not see some key of it; None if that must be assumed."""
@@ -371,6 +389,7 @@ class QueryTile:
         extents = [*self.rows_extent, kernel.strip_keys()]
         timed = kernel.timed(extents, [strip, self.maximum], [self.maximum], [filled], stage)
         ready = kernel.emit(VectorOp("row_max", timed), "row_max")
+        ready = self._sink_row(stage, [ready]) or ready
         early = self.mapping.softmax.divide == "early"
         total = not self.sums_in_attend
         probabilities, ready = self._exp(Access(strip), [ready], stage, total=total, final=not early, extents=extents)

@@ -40,6 +40,14 @@ from flatc.dialects.spatial import (
 )
 from flatc.passes.cost.bounds import AnyProblem, Bounds, is_written, least_traffic, problem_bounds
 from flatc.passes.kernels.problem import AttentionProblem
+from flatc.passes.kernels.score_ops import (
+    RUNTIME_MASKS,
+    STEP_KINDS,
+    Operand,
+    ScoreOp,
+    named,
+    regrouped,
+)
 from flatc.passes.simulation.simulator import tensor_name
 
 STAGES = ("logit", "mask", "softmax", "attend")
@@ -62,7 +70,7 @@ class Part:
 class Attention(Part):
     """A contiguous part of attention, with the scale of its logit.
 
-    The roles are q, k, v, scores (read where there is no logit) and result.
+    The roles are q, k, v, scores (read where there is no logit), result, and those of the operands.
     """
 
     problem: AttentionProblem
@@ -75,10 +83,24 @@ class _Parts:
 
     logit: MatmulOp | None
     mask: VectorOp | None
+    steps: tuple[VectorOp, ...]
+    sink: VectorOp | None
     softmax: VectorOp | None
     attend: MatmulOp | None
     loads: dict[SSAValue, LoadOp]
     store: StoreOp
+
+    @property
+    def first_of_scores(self) -> TimedOp:
+        """The operation that reads scores which the kernel did not make."""
+        first = (*self.steps, self.mask, self.softmax, self.attend)
+        return next(op for op in first if op is not None)
+
+    @property
+    def hides(self) -> bool:
+        """Whether the kernel has the stage mask (see `AttentionProblem`)."""
+        hidden = self.mask is not None or any(op.kind.data in RUNTIME_MASKS for op in self.steps)
+        return hidden or (self.logit is None and bool(self.steps))
 
     def source(self, buffer: SSAValue) -> SSAValue | None:
         """The tensor that a buffer is loaded from."""
@@ -102,25 +124,82 @@ def _parts(ops: Sequence[TimedOp]) -> _Parts | None:
     stores = [op for op in ops if isinstance(op, StoreOp)]
     if len(stores) != 1 or not (products or "exp" in vector):
         return None
-    return _Parts(logit, vector.get("mask"), vector.get("exp"), attend, loads, stores[0])
+    return _Parts(
+        logit, vector.get("mask"), _steps(ops), vector.get("sink"), vector.get("exp"), attend, loads, stores[0]
+    )
+
+
+def _steps(ops: Sequence[TimedOp]) -> tuple[VectorOp, ...]:
+    """The steps that scores take, in order; of several loops that take them (streamed softmax) the last."""
+    steps = [op for op in ops if isinstance(op, VectorOp) and op.kind.data in STEP_KINDS]
+    return tuple(op for op in steps if op.parent is steps[-1].parent)
 
 
 def _attention(parts: _Parts) -> Attention | None:
-    logit, softmax, attend = parts.logit, parts.softmax, parts.attend
+    logit, attend = parts.logit, parts.attend
     values: dict[str, SSAValue | None] = {"result": parts.store.tensor}
     if logit is not None:
         values |= {"q": parts.source(logit.reads[0]), "k": parts.source(logit.reads[1])}
     else:
-        first = parts.mask or softmax or attend
-        assert first is not None
-        values["scores"] = parts.source(first.reads[0])
+        values["scores"] = parts.source(parts.first_of_scores.reads[0])
     if attend is not None:
         values["v"] = parts.source(attend.reads[1])
     found = {role: value for role, value in values.items() if value is not None}
     if len(found) != len(values) or any(len(_dims(v)) != (4 if r in ("k", "v") else 5) for r, v in found.items()):
         return None
     scale = logit.scale.value.data if logit is not None and logit.scale is not None else None
-    return Attention(_problem(parts, found), found, scale)
+    operands = _operands(parts)
+    if operands is None:
+        return None
+    steps, sink, tensors = operands
+    problem = replace(_problem(parts, found), score_ops=steps, sink=sink)
+    return Attention(problem, found | tensors, scale)
+
+
+def _operands(parts: _Parts) -> tuple[tuple[ScoreOp, ...], Operand | None, dict[str, SSAValue]] | None:
+    """The steps, the sink, and the tensors of their operands by role; None where one is not loaded."""
+    steps: list[ScoreOp] = []
+    tensors: dict[str, SSAValue] = {}
+    for place, op in enumerate(parts.steps):
+        kind = op.kind.data
+        sources = [parts.source(buffer) for buffer in op.reads[1:]]
+        rank = 3 if _is_table(op) else 5
+        found = [source for source in sources if source is not None and len(_dims(source)) == rank]
+        if len(found) != len(sources):
+            return None
+        operands = [_operand(source, table=_is_table(op)) for source in found]
+        if kind == "same":
+            operands = [_documents(operands[0], rows=True), _documents(operands[1], rows=False)]
+        function = None if op.function is None else op.function.data
+        step = named(ScoreOp(kind, tuple(operands), function), place)
+        steps.append(step)
+        tensors |= {operand.role: source for operand, source in zip(step.operands, found, strict=True)}
+    if parts.sink is None:
+        return tuple(steps), None, tensors
+    source = parts.source(parts.sink.reads[0])
+    if source is None or len(_dims(source)) != 5:
+        return None
+    return tuple(steps), replace(_operand(source), role="sink"), tensors | {"sink": source}
+
+
+def _is_table(op: VectorOp) -> bool:
+    return op.kind.data == "t5_relative"
+
+
+def _operand(source: SSAValue, *, table: bool = False) -> Operand:
+    """The operand that a view of a tensor is: what has size 1 there is repeated."""
+    dims, type = _dims(source), cast(TensorRefType, source.type)
+    if table:
+        buckets, kv_heads, group = dims
+        return Operand("", (False, kv_heads > 1, group > 1, False, False), type.element_bytes, buckets)
+    batch, kv_heads, group, rows, keys = (size > 1 for size in dims)
+    return Operand("", (batch, kv_heads, group, rows, keys), type.element_bytes)
+
+
+def _documents(operand: Operand, *, rows: bool) -> Operand:
+    """Document numbers of rows or of keys, whatever their size."""
+    has = (*operand.has[:3], rows, not rows)
+    return replace(operand, has=has, ends_with_keys=rows)
 
 
 def _problem(parts: _Parts, values: dict[str, SSAValue]) -> AttentionProblem:
@@ -128,14 +207,13 @@ def _problem(parts: _Parts, values: dict[str, SSAValue]) -> AttentionProblem:
     result = cast(TensorRefType, values["result"].type)
     source = values["q"] if logit is not None else values["scores"]
     keyed = values.get("k", values.get("v"))
-    first = mask or softmax or attend
-    scores = _element(logit.writes[0]) if logit is not None else _element(cast(TimedOp, first).reads[0])
+    scores = _element(logit.writes[0] if logit is not None else parts.first_of_scores.reads[0])
     probabilities = _element((attend or parts.store).reads[0]) if softmax is not None else scores
     accumulator = _element(attend.writes[0]) if attend is not None else result
     batch, kv_heads, group, queries = _dims(source)[:4]
-    present = zip(STAGES, (logit, mask, softmax, attend), strict=True)
+    present = zip(STAGES, (logit is not None, parts.hides, softmax is not None, attend is not None), strict=True)
     return AttentionProblem(
-        stages=tuple(name for name, op in present if op is not None),
+        stages=tuple(name for name, there in present if there),
         batch=batch,
         kv_heads=kv_heads,
         group=group,
@@ -218,6 +296,8 @@ def _joined(producer: Attention, consumer: Attention) -> Attention:
     first, second = producer.problem, consumer.problem
     heads = second if not first.has("logit") and second.has("attend") else first
     softmax = first if first.has("softmax") else second
+    steps = (*first.score_ops, *second.score_ops)
+    sink = first.sink or second.sink
     problem = replace(
         second,
         stages=first.stages + second.stages,
@@ -229,10 +309,23 @@ def _joined(producer: Attention, consumer: Attention) -> Attention:
         score_bytes=first.score_bytes,
         probability_bytes=softmax.probability_bytes,
         converts_probabilities=softmax.converts_probabilities,
-        mask=first.mask if first.mask is not None else second.mask,
+        mask=first.mask & second.mask if first.mask and second.mask else first.mask or second.mask,
+        score_ops=tuple(regrouped(step, heads.kv_heads, heads.group) for step in _renamed(steps)),
+        sink=None if sink is None else regrouped(ScoreOp("sink", (sink,)), heads.kv_heads, heads.group).operands[0],
     )
-    values = producer.values | {role: value for role, value in consumer.values.items() if role != "scores"}
-    return Attention(problem, values, producer.scale)
+    behind = _new_roles(second.score_ops, len(first.score_ops))
+    values = {behind.get(role, role): value for role, value in consumer.values.items() if role != "scores"}
+    return Attention(problem, producer.values | values, producer.scale)
+
+
+def _renamed(steps: Sequence[ScoreOp]) -> list[ScoreOp]:
+    return [named(step, place) for place, step in enumerate(steps)]
+
+
+def _new_roles(steps: Sequence[ScoreOp], places: int) -> dict[str, str]:
+    """The roles that operands have when so many steps stand before theirs, by the role they had."""
+    pairs = ((old, named(old, place + places)) for place, old in enumerate(steps))
+    return {a.role: b.role for old, new in pairs for a, b in zip(old.operands, new.operands, strict=True)}
 
 
 def outside_tensors(schedule: ScheduleOp, part: Part) -> dict[str, str | None]:

@@ -42,7 +42,8 @@ class AttentionKind(KernelKind[AttentionProblem, Mapping]):
     def match(self, fused: FusedOp) -> Region[AttentionProblem]:
         kernel = match_kernel(fused)
         values = {"q": kernel.q, "k": kernel.k, "v": kernel.v, "scores": kernel.scores, "result": kernel.result}
-        return Region(kernel.problem, {role: value for role, value in values.items() if value is not None})
+        present = {role: value for role, value in values.items() if value is not None}
+        return Region(kernel.problem, present | kernel.operands)
 
     @override
     def check(self, problem: AttentionProblem, mapping: Mapping, accelerator: Accelerator, kernel: str) -> None:
@@ -84,6 +85,7 @@ class AttentionKind(KernelKind[AttentionProblem, Mapping]):
             "v": (*keyed, p.d_v),
             "scores": (*heads, p.queries, p.keys),
             "result": (*heads, p.queries, p.d_v if p.has("attend") else p.keys),
+            **{operand.role: p.operand_shape(operand) for operand in p.operands},
         }
 
     @override
@@ -93,7 +95,8 @@ class AttentionKind(KernelKind[AttentionProblem, Mapping]):
         kernel = match_kernel(fused)
         scale = kernel.logit.scale.value.data if kernel.logit is not None else None
         q, k, v, scores = (tensors.get(role) for role in ("q", "k", "v", "scores"))
-        found = Tensors(q, k, v, scores, tensors["result"])
+        operands = {operand.role: tensors[operand.role] for operand in problem.operands}
+        found = Tensors(q, k, v, scores, tensors["result"], operands)
         return KernelSchedule(problem, mapping, _element_types(kernel), found, scale).build()
 
     @override
@@ -118,9 +121,8 @@ def _element(value: SSAValue) -> Attribute:
 
 
 def _element_types(kernel: Kernel) -> ElementTypes:
-    operators: list[Operation | None] = [kernel.logit, kernel.mask, kernel.softmax, kernel.attend]
-    first = next(op for op in operators if op is not None)
-    scores = kernel.logit.scores if kernel.logit is not None else first.operands[0]
+    scores = kernel.logit.scores if kernel.logit is not None else kernel.scores
+    assert scores is not None
     probabilities = kernel.softmax.probabilities if kernel.softmax is not None else scores
     output = _element(kernel.result)
     return ElementTypes(

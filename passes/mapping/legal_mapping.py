@@ -68,9 +68,9 @@ def is_product_rows(problem: AttentionProblem, mapping: Mapping) -> bool:
 def _check_product_rows(problem: AttentionProblem, mapping: Mapping, kernel: str) -> None:
     keep = mapping.keep
     if is_product_rows(problem, mapping):
-        if not problem.has("logit") or problem.has("mask") or problem.converts_output:
+        if not problem.has("logit") or problem.has("mask") or problem.score_ops or problem.converts_output:
             raise FlatcError(
-                f"{kernel}: rows without a softmax hold the scores of a logit, unmasked, and outputs of one type",
+                f"{kernel}: rows without a softmax hold the scores of a logit, unchanged, and outputs of one type",
                 help="use softmax(none)",
             )
         if "kv_head" in (keep.k_level, keep.v_level) or keep.v_level in ("query", "k"):
@@ -82,10 +82,11 @@ def _check_product_rows(problem: AttentionProblem, mapping: Mapping, kernel: str
         return
     if mapping.interleave != 1:
         whole = all(problem.has(stage) for stage in ("logit", "softmax", "attend"))
-        if mapping.softmax.algorithm != "online" or not whole or problem.has("mask"):
+        changed = problem.has("mask") or problem.operands or problem.score_ops
+        if mapping.softmax.algorithm != "online" or not whole or changed:
             raise FlatcError(
                 f"{kernel}: query tiles are interleaved in rows without a softmax, and in an online softmax of whole "
-                "attention without a mask",
+                "attention without a mask, bias, softcap or sink",
                 help="use interleave(1)",
             )
         _check_interleave(problem, mapping, kernel)
@@ -151,6 +152,8 @@ def _check_units(problem: AttentionProblem, mapping: Mapping, accelerator: Accel
         )
     if softmax.total == "attend" and not (problem.has("softmax") and problem.has("attend")):
         raise FlatcError(f"{kernel}: there is no softmax before an attend whose sums it could take")
+    if softmax.total == "attend" and problem.sink is not None:
+        raise FlatcError(f"{kernel}: a sum in attend is a sum of probabilities, and a sink adds to it")
     if softmax.on_array:
         _check_held(problem, mapping, accelerator, kernel)
 
@@ -158,6 +161,11 @@ def _check_units(problem: AttentionProblem, mapping: Mapping, accelerator: Accel
 def _check_held(problem: AttentionProblem, mapping: Mapping, accelerator: Accelerator, kernel: str) -> None:
     """Score tiles in the registers of PEs: the array can do the work on them, and they stay where they are."""
     softmax, array = mapping.softmax, accelerator.array
+    if problem.operands or problem.score_ops:
+        raise FlatcError(
+            f"{kernel}: the PEs do no other work on scores than a softmax, and the kernel caps, biases or hides them",
+            help="leave the softmax to the vector unit",
+        )
     if softmax.algorithm != "online" or not problem.has("logit"):
         raise FlatcError(
             f"{kernel}: PEs do softmax work on score tiles that stay in their registers from logit to attend",

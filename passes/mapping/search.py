@@ -122,7 +122,8 @@ def find_mappings(
 
 
 def _check_machine(problem: AttentionProblem, accelerator: Accelerator, kernel: str) -> None:
-    if not accelerator.vector.lanes and (problem.has("softmax") or problem.has("mask") or problem.converts_output):
+    works = problem.has("softmax") or problem.has("mask") or problem.score_ops or problem.converts_output
+    if not accelerator.vector.lanes and works:
         raise FlatcError(
             f"{kernel}: accelerator '{accelerator.name}' has no vector unit, and the kernel needs one",
             help="choose an accelerator with a vector unit",

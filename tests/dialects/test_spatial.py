@@ -21,6 +21,7 @@ from xdsl.utils.test_value import create_ssa_value
 from flatc.dialects.attn import Attn
 from flatc.dialects.flat import Flat
 from flatc.dialects.quasi_affine import ceildiv, minimum, var
+from flatc.dialects.score_functions import SCORE_KINDS
 from flatc.dialects.spatial import (
     VECTOR_KINDS,
     Access,
@@ -146,7 +147,7 @@ def test_the_example_holds_every_operation_and_every_kind_of_vector_work():
     ops = list(parse(SCHEDULE).walk())
     elsewhere = {"spatial.rope_table", "spatial.extend", "spatial.slice"}  # test_vector_kinds, test_spatial_views
     assert {op.name for op in Spatial.operations} - elsewhere <= {op.name for op in ops}
-    assert {op.kind.data for op in ops if isinstance(op, VectorOp)} == set(VECTOR_KINDS) - set(VALUE_KINDS)
+    assert {op.kind.data for op in ops if isinstance(op, VectorOp)} == set(VECTOR_KINDS) - {*VALUE_KINDS, *SCORE_KINDS}
 
 
 def test_the_custom_syntax_reads_back():
@@ -273,14 +274,18 @@ def test_a_matmul_knows_what_it_reads_and_writes():
         ("(%qb, %kb) into %sb", "(%qb) into %sb", "reads two buffers and writes one"),
         ("extent [64, 128, 64] fold", "extent [128, 64] fold", "cannot take buffers of rank 2, 2 and 2"),
         ("64, 128, 64] fold 2 x 1", "1, 64, 128, 64] batch 1 fold 2 x 1", "over 4 extents with 1 batch dimensions"),
-        ("vector rescale", "vector shrink", "unknown vector operation 'shrink': expected one of mask, row_max"),
+        ("vector rescale", "vector shrink", "unknown vector operation 'shrink': expected one of mask, "),
         ("exp (%sb, %m, %l, %alpha)", "exp (%sb)", r"exp reads \(scores, maximum, sum\?, correction\?\), got 1"),
         ("into (%m, %alpha)", "into (%m, %alpha, %l)", r"row_max writes \(maximum, correction\?\), got 3"),
         ("(%sb, %m) into", "(%sb, %sb) into", "row_max over 2 extents needs maximum of rank 1, got"),
         ("into (%pb, %l)", "into (%pb)", "exp adds to a sum that it reads and writes, or has no sum at all"),
-        ("#attn.mask<causal(offset = 3)>", "", "mask, and only mask, needs a mask attribute and a position"),
-        ("extent [64, 128] after(%t3)", "extent [64, 128] at [0, 0] after(%t3)", "mask, and only mask"),
-        ("at [%query * 64, %key * 128]", "at [%query * 64]", "a query and a key, got 1 expressions"),
+        ("#attn.mask<causal(offset = 3)>", "", "mask, and only mask, needs a mask attribute"),
+        (
+            "extent [64, 128] after(%t3)",
+            "extent [64, 128] at [0, 0] after(%t3)",
+            "row_max takes no position, got 2 expressions",
+        ),
+        ("at [%query * 64, %key * 128]", "at [%query * 64]", "mask takes a position of query, key, got 1 expressions"),
         ("(%sb, %m) into", "(%sb, %t3) into", "spatial.token should be of base attribute spatial.buffer"),
     ],
 )
@@ -297,7 +302,7 @@ def test_the_verifier_says_what_is_wrong(right: str, wrong: str, message: str):
         ("(%qb, %kb)", "(%qb, %zz)", "%zz must be defined above its use"),
         ("[%query * 64, 0]", "[%query * %query, 0]", "the product of two indices"),
         ("[%query * 64, 0]", "[%t0 * 64, 0]", "index"),
-        ("#attn.mask<causal(offset = 3)>", "5 : i32", r"expected #attn.mask<...>, got 5 : i32"),
+        ("#attn.mask<causal(offset = 3)>", "5 : i32", r"expected #attn.mask<...> or #spatial.score<...>, got 5 : i32"),
         ("mapping #flat.mapping<", "mapping 5 : i32 #flat.mapping<", r"expected #flat.mapping<...>, got 5 : i32"),
         ("!spatial.buffer<64x64xbf16>", "!spatial.tensor<64x64xbf16>", "expected a !spatial.buffer type"),
         ("!spatial.buffer<64x64xbf16>", "tensor<64x64xbf16>", "expected a !spatial.buffer type"),

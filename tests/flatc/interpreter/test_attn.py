@@ -23,8 +23,9 @@ from flatc.builder import (
     window,
 )
 from flatc.dialects.diagnostics import FlatcError
+from flatc.dialects.score_functions import t5_buckets
 from flatc.interpreter import random_inputs, run_module
-from flatc.interpreter.attn import alibi_slopes, t5_buckets
+from flatc.interpreter.attn import alibi_slopes
 from flatc.interpreter.reference import attention
 
 Shape = tuple[int, int, int, int, int, int, int]  # batch, heads, kv heads, queries, keys, d_qk, d_v

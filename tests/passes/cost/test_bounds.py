@@ -20,9 +20,9 @@ from flatc.passes.cost.bounds import (
     least_macs,
     mapping_bounds,
     problem_bounds,
-    visible,
 )
 from flatc.passes.cost.closed_form import evaluate_mapping
+from flatc.passes.cost.visible import visible
 from flatc.passes.kernels.problem import AttentionProblem, match_kernel
 from flatc.passes.simulation.simulator import simulate_kernel
 from tests.support import UNFUSED, Shape, attention, fused, random_case

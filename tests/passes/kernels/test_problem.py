@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 from xdsl.dialects.builtin import ModuleOp
 
-from flatc.builder import Graph, MaskExpr, Tensor, alibi, as_mask, causal, chunk, valid
+from flatc.builder import causal, chunk
 from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.masks import Causal
+from flatc.frontend.mlir import parse_mlir
 from flatc.passes.kernels.problem import AttentionProblem, match_kernel
 from tests.support import UNFUSED, Shape, attention, fused
 
@@ -97,32 +96,21 @@ def test_the_values_of_a_kernel():
 
 # --- What is refused ----------------------------------------------------------------------------------
 
-Build = Callable[[Graph, Tensor, Tensor, Tensor], Tensor]
 
-
-def tensor_mask(graph: Graph) -> MaskExpr:
-    return as_mask(graph.input("keep", [1, 1, 5, 7], "bool"))
-
-
-def padding(graph: Graph) -> MaskExpr:
-    return causal() & valid(graph.input("pad", [2, 7], "bool"))
-
-
-REFUSED: dict[str, tuple[Build, str]] = {
-    "softcap": (lambda g, q, k, v: g.attention(q, k, v, softcap=3.0), "attn.softcap cannot be compiled yet"),
-    "alibi": (lambda g, q, k, v: g.attention(q, k, v, bias=alibi()), "attn.alibi cannot be compiled yet"),
-    "tensor mask": (lambda g, q, k, v: g.attention(q, k, v, mask=tensor_mask(g)), "masks given by tensors"),
-    "padding": (lambda g, q, k, v: g.attention(q, k, v, mask=padding(g)), "masks given by tensors"),
-    "sink": (lambda g, q, k, v: g.attention(q, k, v, sink=g.input("sink", [6])), "a sink is not scheduled"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_schedules_do_not_cover_is_named(name: str):
-    build, expected = REFUSED[name]
-    graph = Graph("g", dtype="f32")
-    q, k, v = graph.input("q", [2, 6, 5, 3]), graph.input("k", [2, 2, 7, 3]), graph.input("v", [2, 2, 7, 4])
-    graph.output(build(graph, q, k, v))
-    with pytest.raises(FlatcError) as caught:
-        problems(graph.module())
-    assert expected in caught.value.message
+def test_a_softcap_behind_a_mask_is_refused():
+    """cap * tanh(-inf / cap) is -cap: what was hidden would be seen again."""
+    module = parse_mlir(
+        """
+        func.func @f(%s: tensor<1x2x3x4xf32>, %v: tensor<1x2x4x5xf32>) -> tensor<1x2x3x5xf32> {
+          %m = attn.mask %s by <causal(offset = 1)> : tensor<1x2x3x4xf32>
+          %c = attn.softcap %m cap 5.0 : tensor<1x2x3x4xf32>
+          %p = attn.softmax %c : tensor<1x2x3x4xf32> -> tensor<1x2x3x4xf32>
+          %o = attn.attend %p, %v accumulate f32 : (tensor<1x2x3x4xf32>, tensor<1x2x4x5xf32>) -> tensor<1x2x3x5xf32>
+          return %o : tensor<1x2x3x5xf32>
+        }
+    """,
+        "behind.mlir",
+    )
+    with pytest.raises(FlatcError, match=r"attn\.softcap cannot be compiled behind a mask") as caught:
+        problems(module)
+    assert caught.value.help == "cap the scores first, then mask them"

@@ -1,0 +1,70 @@
+"""What a mask leaves, counted exactly in time proportional to the number of rows, not to the number of scores.
+
+visible(Causal(0), 4, 4)                   # Visible(pairs=10, keys=4, queries=4)
+visible_distances(Causal(0), 4, 4)         # [-3, -2, -1, 0]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from flatc.dialects.masks import Mask, intervals
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Ints = NDArray[np.int64]
+else:
+    Ints = Any
+
+
+@dataclass(frozen=True)
+class Visible:
+    """What the queries of one head see: (query, key) pairs, keys that some query sees, queries that see some key."""
+
+    pairs: int
+    keys: int
+    queries: int
+
+
+@lru_cache(maxsize=256)
+def visible(mask: Mask | None, queries: int, keys: int) -> Visible:
+    """What a mask leaves of the scores of one head; without a mask, everything."""
+    if mask is None:
+        return Visible(queries * keys, keys, queries)
+    import numpy as np
+
+    per_row, change = np.zeros(queries, dtype=np.int64), np.zeros(keys + 1, dtype=np.int64)
+    for lower, upper in _ranges(mask, queries, keys):
+        per_row += upper - lower
+        change += np.bincount(lower, minlength=keys + 1) - np.bincount(upper, minlength=keys + 1)
+    seen = int(np.count_nonzero(np.cumsum(change)[:keys]))
+    return Visible(int(per_row.sum()), seen, int(np.count_nonzero(per_row)))
+
+
+def visible_distances(mask: Mask | None, queries: int, keys: int) -> Ints:
+    """The differences key - query that occur among the visible pairs, each once."""
+    import numpy as np
+
+    if mask is None:
+        return np.arange(1 - queries, keys, dtype=np.int64)
+    rows, change = np.arange(queries, dtype=np.int64), np.zeros(queries + keys + 1, dtype=np.int64)
+    for lower, upper in _ranges(mask, queries, keys):
+        for ends, sign in ((lower, 1), (upper, -1)):
+            change += sign * np.bincount(ends - rows + queries, minlength=len(change))
+    return np.flatnonzero(np.cumsum(change)) - queries
+
+
+def _ranges(mask: Mask, queries: int, keys: int) -> list[tuple[Ints, Ints]]:
+    """The visible keys of each row, as disjoint half-open ranges."""
+    import numpy as np
+
+    rows, found = np.arange(queries, dtype=np.int64), list[tuple[Ints, Ints]]()
+    for interval in intervals(mask):
+        lower = np.clip(interval.lo.evaluate({"q": rows}) + 0 * rows, 0, keys)
+        upper = np.maximum(np.clip(interval.hi.evaluate({"q": rows}) + 0 * rows, 0, keys), lower)
+        found.append((lower, upper))
+    return found
