@@ -236,8 +236,13 @@ def test_many_combinations_with_many_mappings(seed: int):
 
 
 SHAPE = Shape(batch=2, heads=6, kv_heads=2, queries=7, keys=11)
-ALONE = [Variant(biases=(name,)) for name in BIASES] + [Variant(runtime=(name,)) for name in RUNTIME_MASKS]
-ALONE += [Variant(softcap=2.0), Variant(sink=True), Variant(scale=0.3)]
+ALONE = (
+    *(Variant(biases=(name,)) for name in BIASES),
+    *(Variant(runtime=(name,)) for name in RUNTIME_MASKS),
+    Variant(softcap=2.0),
+    Variant(sink=True),
+    Variant(scale=0.3),
+)
 
 
 @pytest.mark.parametrize("variant", ALONE, ids=lambda v: " ".join(map(str, (*v.biases, *v.runtime))) or "other")
