@@ -26,6 +26,7 @@ from flatc.dialects.diagnostics import FlatcError, did_you_mean
 
 if TYPE_CHECKING:
     from flatc.compiler import Compilation
+    from flatc.passes.mapping.search import Choice
 
 DESCRIPTION = "Compile attention for spatial accelerators: fuse, tile, schedule, execute, and explain the cost."
 
@@ -237,9 +238,18 @@ def compile_command(arguments: argparse.Namespace) -> int:
     _print_report(result, as_json=arguments.json)
     if not arguments.json:
         for name, choice in result.search.items():
-            looked = f"{choice.covered:,} mappings covered, {choice.legal:,} fit the machine"
-            print(f"search: kernel {name}: {looked}", file=sys.stderr)
+            print(f"search: kernel {name}: {_looked(choice)}", file=sys.stderr)
     return 0
+
+
+def _looked(choice: Choice[Any]) -> str:
+    """How much of the map space the search looked at."""
+    looked = f"{choice.covered:,} mappings covered, {choice.legal:,} fit the machine"
+    if choice.open is None:
+        return f"{looked}, {choice.simulated:,} simulated"
+    left = f"{choice.open:,} may still be better" if choice.open else "none of the others can be better"
+    uses = f"{choice.dominated:,} uses of the array dominated, {choice.priced:,} priced"
+    return f"{looked}; {uses}, {choice.simulated:,} simulated; {left}"
 
 
 def report_command(arguments: argparse.Namespace) -> int:

@@ -31,6 +31,7 @@ from flatc.dialects.mapping import ArrayUse, Keep, Mapping, Softmax, Stages, Til
 from flatc.passes.cost.key_geometry import KeyGeometry, key_geometry
 from flatc.passes.cost.primitive_costs import (
     VECTOR_WORK,
+    ArrayCycles,
     MatmulTile,
     ScoreTile,
     VectorWork,
@@ -205,6 +206,8 @@ class Counts:
     rescaling: Any
     tensor_bytes: dict[str, Any]
     transfers: tuple[Any, Any]
+    tile_cycles: tuple[ArrayCycles, ...] = ()
+    """Of each kind of tile of the products, what one operation takes; nothing for kinds that do not occur."""
 
     @property
     def array(self) -> Any:
@@ -227,10 +230,11 @@ class Counts:
             _sum(self.rescaling, other.rescaling),
             _sums(self.tensor_bytes, other.tensor_bytes),
             (_sum(self.transfers[0], other.transfers[0]), _sum(self.transfers[1], other.transfers[1])),
+            (*self.tile_cycles, *other.tile_cycles),
         )
 
     def take(self, indices: Any) -> Counts:
-        """The rows at `indices`."""
+        """The rows at `indices`, without `tile_cycles`."""
 
         def at(number: Any) -> Any:
             return number[indices] if getattr(number, "shape", ()) else number
@@ -278,6 +282,8 @@ class ClosedForm:
     peak_buffer_bytes: Any
     work: Work
     energy_pj: Any
+    least_times: tuple[Any, ...] = ()
+    """All that the latency is the largest of, where it is known."""
 
     @property
     def offchip_bytes(self) -> Any:
@@ -364,6 +370,7 @@ class _Counter:
         self.product: dict[str, Any] = {}
         self.skew: dict[str, Any] = {}
         self.awaited_skew: dict[str, Any] = {}
+        self.tile_cycles: list[ArrayCycles] = []
 
     def head_kinds(self) -> list[tuple[Any, Any, Any]]:
         """(how many, batch x kv heads in the tile, query heads per kv head) for each kind of head tile."""
@@ -403,6 +410,7 @@ class _Counter:
             self.rescaling,
             tensors,
             transfers,
+            tuple(self.tile_cycles),
         )
 
     def add_product(self, name: str) -> None:
@@ -453,6 +461,7 @@ class _Counter:
         stationarity: str = getattr(self.structure, f"{name}_stationarity")
         fold = (getattr(c, f"{name}_fold_rows"), getattr(c, f"{name}_fold_columns"))
         cycles = array_cycles(array, stationarity, fold, tile)
+        self.tile_cycles.append(ArrayCycles(cycles.busy * (times > 0), cycles.latency * (times > 0)))
         self.product[name] = self.product[name] + cycles.busy * times
         self.skew[name] = self.skew[name] + (cycles.latency - cycles.busy) * times
         self.awaited_skew[name] = self.awaited_skew[name] + (cycles.latency - cycles.busy) * waits
@@ -803,6 +812,17 @@ _WITHOUT_INFLUENCE: dict[Part, tuple[str, ...]] = {
 """What of a structure a part of the counts does not depend on."""
 
 
+def relevant(part: Part, structure: Structure) -> Structure:
+    """A structure without what a part of the counts does not depend on."""
+    found = replace(structure, **dict.fromkeys(_WITHOUT_INFLUENCE[part], ""))
+    if part == "logit" and found.k_level != "query":
+        found = replace(found, k_level="")
+    if part == "vector" and structure.held:
+        # What PEs do of the softmax is folded as attend is.
+        found = replace(found, attend_stationarity=structure.attend_stationarity)
+    return replace(found, total="") if part == "logit" and not structure.held else found
+
+
 class SharedCounts:
     """Counts of one set of tiles under many structures: each part once for all structures that agree on it.
 
@@ -825,17 +845,14 @@ class SharedCounts:
 
     def counts(self, structure: Structure, indices: Any = None) -> Counts:
         """The counts of every tile under `structure`, or of the tiles at `indices`."""
-        parts = [self._part(part, structure) for part in PARTS]
+        parts = [self.part(part, structure) for part in PARTS]
         if indices is not None:
             parts = [part.take(indices) for part in parts]
         return reduce(Counts.__add__, parts)
 
-    def _part(self, part: Part, structure: Structure) -> Counts:
-        key = replace(structure, **dict.fromkeys(_WITHOUT_INFLUENCE[part], ""))
-        if part == "logit" and key.k_level != "query":
-            key = replace(key, k_level="")
-        if part == "logit" and not structure.held:
-            key = replace(key, total="")
+    def part(self, part: Part, structure: Structure) -> Counts:
+        """One part of the counts."""
+        key = relevant(part, structure)
         found = self._parts.get((part, key))
         if found is None:
             tiles = self.tiles
@@ -860,6 +877,8 @@ def evaluate(
 
     `counts` and `peak_bytes` may be given where they are known already.
     """
+    import numpy as np
+
     if counts is None or peak_bytes is None:
         geometry = key_geometry(problem, columns.query, columns.key)
         parts = (_Counter(problem, accelerator, structure, columns, geometry).counts(part) for part in PARTS)
@@ -867,13 +886,18 @@ def evaluate(
         peak_bytes = peak_buffer_bytes(problem, structure, columns, geometry)
     work = total_work(counts)
     busy = busy_cycles(accelerator, counts)
+    times = _least_times(_Case(problem, accelerator, structure, columns, counts), busy)
+    latency = np.zeros(columns.batch.shape)
+    for time in times:
+        np.maximum(latency, time, out=latency)
     return ClosedForm(
-        latency_cycles=_latency(_Case(problem, accelerator, structure, columns, counts), busy),
+        latency_cycles=latency,
         busy_cycles=busy,
         tensor_bytes=counts.tensor_bytes,
         peak_buffer_bytes=peak_bytes,
         work=work,
         energy_pj=sum(energy_pj(accelerator, work).values()),
+        least_times=tuple(times),
     )
 
 
@@ -917,17 +941,12 @@ class _Case:
     counts: Counts
 
 
-def _latency(case: _Case, busy: dict[str, Any]) -> Any:
-    import numpy as np
-
+def _least_times(case: _Case, busy: dict[str, Any]) -> list[Any]:
+    """Times below which no latency lies."""
     first_load, last_store = _ends(case)
     offchip = [time for name, time in busy.items() if name not in ("array", "vector")]
     ends = first_load + last_store
-    times = [*offchip, busy["array"] + ends, busy["vector"] + ends, *_waiting_cycles(case)]
-    found: Any = np.zeros(case.columns.batch.shape)
-    for time in times:
-        np.maximum(found, time, out=found)
-    return found
+    return [*offchip, busy["array"] + ends, busy["vector"] + ends, *_waiting_cycles(case)]
 
 
 def _waiting_cycles(case: _Case) -> list[Any]:

@@ -37,7 +37,8 @@ from flatc.passes.cost.product_costs import (
 from flatc.passes.kernels.product_problem import ProductProblem
 from flatc.passes.mapping.map_space import tile_sizes
 from flatc.passes.mapping.product_legality import check_vector_unit
-from flatc.passes.mapping.search import Choice, NothingFits, Objective, first_row, objectives
+from flatc.passes.mapping.ranking import Objective, first_row, objectives
+from flatc.passes.mapping.search import Choice, NothingFits
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,50 +1,34 @@
 """Finding the best mapping of a kernel: enumerate, drop what does not fit, price what may be best, rank.
 
-The space is `map_space`; the prices are the closed form's, computed for whole columns at once. The ranking is by
-the objective, ties by the other objectives, by the number of tiles, by the footprint, and then by the order of
-enumeration, so the same question always has the same answer. `Choice` says how many mappings were looked at. The best
-of every family is kept, so that `tile-attention` can simulate a few that differ in kind before it decides.
+The space is `map_space`; `priced_space` prices it by closed form and says which rules leave mappings out. The
+ranking is by the objective, ties by the other objectives, by the number of tiles, by the footprint, and then by the
+order of enumeration, so the same question always has the same answer.
 
-**Pruning rule.** Energy and off-chip bytes of a mapping depend on its tiles, where K and V stay, its softmax and its
-use of the array, not on slots and stages. Nor does the time that each resource is busy, below which no
-latency lies. So each choice of these has a ranking that no choice of slots and stages beats. A mapping whose ranking so
-reckoned comes behind the best that was priced in its family is not priced: it cannot win.
+`find_mappings` gives the best mapping of every family, best first, and remembers the space: `Choices.before` tells how
+many mappings rank before a given ranking. The closed form of a latency is a lower bound, so with the simulated
+ranking of the best mapping it tells what would still have to be simulated before that mapping is proved to be the best.
+`tile-attention` does so, and `Choice` records how far it came.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import reduce
-from itertools import product
-from typing import Any, Generic, Literal
+from typing import Generic
 
-from typing_extensions import TypeVar
+from typing_extensions import TypeVar, override
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.diagnostics import FlatcError, did_you_mean
 from flatc.dialects.kernel_mapping import KernelMapping
 from flatc.dialects.mapping import Mapping
-from flatc.passes.cost.closed_form import (
-    Columns,
-    SharedCounts,
-    Structure,
-    busy_cycles,
-    evaluate,
-    mapping_at,
-    peak_buffer_bytes,
-    total_work,
-)
-from flatc.passes.cost.primitive_costs import MatmulTile, ceil_divide, energy_pj, largest_folds
 from flatc.passes.kernels.problem import AttentionProblem
-from flatc.passes.mapping.map_space import Family, columns, families, tiles
+from flatc.passes.mapping.priced_space import Candidates, PricedSpace
+from flatc.passes.mapping.ranking import OBJECTIVES, Objective, Ranking
 
 STRATEGIES = ("unfused", "flat-m", "flat-b", "flat-h", "flat-r", "flat", "online", "auto")
 """`unfused`: one kernel per operator. `flat-*`: FLAT's granularities; `flat`: the best of them. `online`: online
 softmax. `auto`: the best of everything."""
-
-Objective = Literal["latency", "energy", "edp", "offchip"]
-OBJECTIVES: tuple[Objective, ...] = ("latency", "energy", "edp", "offchip")
 
 _PARTS = {"flat": ("flat-m", "flat-b", "flat-h", "flat-r")}
 
@@ -53,21 +37,73 @@ class NothingFits(FlatcError):
     """No mapping of a strategy fits the machine's buffer."""
 
 
-M = TypeVar("M", bound=KernelMapping, default=Mapping, covariant=True)
+M = TypeVar("M", bound=KernelMapping, default=Mapping)
 
 
 @dataclass(frozen=True)
 class Choice(Generic[M]):
     """The chosen mapping, the concrete strategy it belongs to, and how much of the space was looked at.
 
-    `covered` mappings were enumerated, `legal` of them fit the machine and were priced.
+    `covered` mappings were enumerated, `legal` of them fit the machine; these are counted without their uses of the
+    array. Of all uses of legal mappings, `dominated` are left out by that rule, and `priced` were priced by closed
+    form; the others have bounds that rank behind. `simulated` mappings were simulated. `open` mappings rank before the
+    chosen one by closed form and were not simulated: where there are none, the choice is the best of the space; None
+    where the search does not count them. `kin` numbers the family; mappings of less `promise` are simulated sooner.
     """
 
     mapping: M
     strategy: str
     covered: int
     legal: int
-    ranking: tuple[float, ...]
+    ranking: Ranking
+    dominated: int = 0
+    priced: int = 0
+    simulated: int = 0
+    open: int | None = None
+    kin: int = 0
+    promise: Ranking = ()
+
+
+class Choices(list[Choice[M]], Generic[M]):
+    """The mappings worth simulating, best by closed form first. `complete` ones stand for their whole space."""
+
+    complete = False
+
+    def before(self, ranking: Ranking, most: int) -> tuple[int, list[Choice[M]]]:
+        """How many mappings rank before another by closed form, and the first `most` of each family."""
+        found = [choice for choice in self if choice.ranking < ranking]
+        return len(found), found
+
+
+class _SpaceChoices(Choices[Mapping]):
+    """The best of each family of a few spaces, which are remembered."""
+
+    complete = True
+
+    def __init__(self, choices: Iterable[Choice[Mapping]], candidates: list[tuple[PricedSpace, Candidates]]):
+        super().__init__(choices)
+        self._candidates = candidates
+
+    @override
+    def before(self, ranking: Ranking, most: int) -> tuple[int, list[Choice[Mapping]]]:
+        total = 0
+        found: list[Choice[Mapping]] = []
+        for kin, (space, candidates) in enumerate(self._candidates):
+            before = candidates.before(ranking, most)
+            total += before.total
+            for one in before.first:
+                found.append(Choice(one.mapping, space.strategy, 0, 0, one.ranking, kin=kin, promise=one.promise))
+        return total, found
+
+    def counted(self) -> _SpaceChoices:
+        """The same, with the numbers of what was looked at."""
+        spaces = {id(space): space for space, _ in self._candidates}.values()
+        covered = sum(space.size * len(space.families) for space in spaces)
+        legal = sum(candidates.size for _, candidates in self._candidates)
+        dominated = sum(int((~kept).sum()) for _, candidates in self._candidates for _, kept in candidates.uses())
+        priced = sum(space.priced for space in spaces)
+        counts = {"covered": covered, "legal": legal, "dominated": dominated, "priced": priced}
+        return _SpaceChoices((replace(choice, **counts) for choice in self), self._candidates)
 
 
 def check_strategy(strategy: str, objective: str) -> None:
@@ -98,27 +134,22 @@ def find_mappings(
     objective: Objective = "latency",
     *,
     kernel: str = "kernel",
-) -> list[Choice]:
+) -> Choices[Mapping]:
     """The best mapping of every family that a strategy admits, best first, each once."""
     check_strategy(strategy, objective)
     _check_machine(problem, accelerator, kernel)
-    best: list[Choice] = []
-    covered = legal = 0
-    least: list[int] = []
-    for part in _PARTS.get(strategy, (strategy,)):
-        space = _Space(problem, accelerator, part, objective)
-        for family in families(problem, part):
-            candidates = space.of(family)
-            covered, legal = covered + space.size, legal + candidates.size
-            least.append(candidates.least_bytes)
-            if candidates.size:
-                best.append(candidates.best())
-    if not best:
-        raise _nothing_fits(accelerator, strategy, kernel, min(least))
-    distinct: dict[Mapping, Choice] = {}
-    for choice in sorted(best, key=lambda choice: choice.ranking):
-        distinct.setdefault(choice.mapping, replace(choice, covered=covered, legal=legal))
-    return list(distinct.values())
+    spaces = [PricedSpace(problem, accelerator, part, objective) for part in _PARTS.get(strategy, (strategy,))]
+    every = [(space, candidates) for space in spaces for candidates in space.families]
+    fitting = [(space, candidates) for space, candidates in every if candidates.size]
+    if not fitting:
+        raise _nothing_fits(accelerator, strategy, kernel, min(candidates.least_bytes for _, candidates in every))
+    found: dict[Mapping, Choice] = {}
+    for kin, (space, candidates) in enumerate(fitting):
+        best = candidates.best()
+        choice = Choice(best.mapping, space.strategy, 0, 0, best.ranking, kin=kin)
+        found.setdefault(best.mapping, choice)
+    ordered = sorted(found.values(), key=lambda choice: choice.ranking)
+    return _SpaceChoices(ordered, fitting).counted()
 
 
 def _check_machine(problem: AttentionProblem, accelerator: Accelerator, kernel: str) -> None:
@@ -138,162 +169,3 @@ def _nothing_fits(accelerator: Accelerator, strategy: str, kernel: str, least_by
         if strategy not in ("online", "auto")
         else "give the accelerator a larger buffer",
     )
-
-
-# --- Pricing a space ----------------------------------------------------------------------------------------
-
-
-class _Space:
-    """The map space of one strategy, with what its families share: tiles, and the counts of tiles."""
-
-    def __init__(self, problem: AttentionProblem, accelerator: Accelerator, strategy: str, objective: Objective):
-        self.problem, self.accelerator = problem, accelerator
-        self.strategy = strategy
-        self.objective: Objective = objective
-        self.tiles = tiles(problem, accelerator, strategy)
-        self.visited = _tiles_visited(problem, self.tiles)
-        self.shared = SharedCounts(problem, accelerator, self.tiles, self._folds)
-        self._lower: dict[Structure, list[Any]] = {}
-
-    @property
-    def size(self) -> int:
-        """How many mappings each family has."""
-        return self.tiles.size
-
-    def of(self, family: Family) -> _Candidates:
-        """The mappings of a family that fit the machine."""
-        return _Candidates(self, family)
-
-    def structures(self, family: Family) -> list[Structure]:
-        """A family with every stationarity of each product."""
-        stationarities = self.accelerator.array.stationarities
-        logits, attends = (stationarities if self.problem.has(n) else stationarities[:1] for n in ("logit", "attend"))
-        f = family
-        return [Structure(f.algorithm, f.divide, f.k_level, f.v_level, *uses) for uses in product(logits, attends)]
-
-    def lower_bounds(self, structure: Structure) -> list[Any]:
-        """For each tile, numbers that the ranking of its mappings cannot be below; slots and stages do not matter."""
-        found = self._lower.get(structure)
-        if found is None:
-            counts = self.shared.counts(structure)
-            found = objectives(
-                self.objective,
-                latency=_largest(busy_cycles(self.accelerator, counts).values()),
-                energy=sum(energy_pj(self.accelerator, total_work(counts)).values()),
-                offchip=sum(counts.tensor_bytes.values()),
-            )
-            self._lower[structure] = found
-        return found
-
-    def _folds(self, name: str, stationarity: str) -> tuple[Any, Any]:
-        """The largest folds of a product that the machine permits and the tile has pieces for."""
-
-        array, tiles = self.accelerator.array, self.tiles
-        batch, rows = tiles.batch * tiles.kv_head, tiles.group * tiles.query
-        if name == "logit":
-            tile = MatmulTile(batch, rows, tiles.key, rows * 0 + self.problem.d_qk)
-        else:
-            tile = MatmulTile(batch, rows, rows * 0 + self.problem.d_v, tiles.key)
-        return largest_folds(array, stationarity, tile)
-
-    def with_folds(self, columns: Columns, structure: Structure, rows: Any) -> Columns:
-        """`columns`, which are the tiles at `rows`, with the folds of a structure."""
-        folds: dict[str, Any] = {}
-        for name in ("logit", "attend"):
-            if self.problem.has(name):
-                found = self._folds(name, getattr(structure, f"{name}_stationarity"))
-                folds |= {f"{name}_fold_{of}": fold[rows] for of, fold in zip(("rows", "columns"), found, strict=True)}
-        return replace(columns, **folds)
-
-
-class _Candidates:
-    """The mappings of one family that fit the machine; their use of the array is still to be chosen."""
-
-    def __init__(self, space: _Space, family: Family):
-        import numpy as np
-
-        self.space, self.family = space, family
-        self.structures = space.structures(family)
-        column = columns(space.tiles, family)
-        peak = peak_buffer_bytes(space.problem, self.structures[0], column, space.shared.geometry)
-        self.least_bytes = int(peak.min())
-        self.rows = np.flatnonzero(peak <= space.accelerator.buffer.capacity_bytes)
-        self.columns, self.peak = column.take(self.rows), peak[self.rows]
-
-    @property
-    def size(self) -> int:
-        """How many there are."""
-        return len(self.rows)
-
-    def best(self) -> Choice:
-        """The best of them under the best use of the array.
-
-        Only those are priced whose lower bounds do not rank behind the best price so far; the first to be priced is
-        the one with the best bounds.
-        """
-        import numpy as np
-
-        bounds = [[bound[self.rows] for bound in self.space.lower_bounds(s)] for s in self.structures]
-        first = [first_row(bound) for bound in bounds]
-        order = sorted(range(len(bounds)), key=lambda i: [float(bound[first[i]]) for bound in bounds[i]])
-        best = self._priced(self.structures[order[0]], np.array([first[order[0]]]))
-        for i in order:
-            open_ = np.flatnonzero(_may_rank_before(bounds[i], best[0]))
-            if len(open_):
-                best = min(best, self._priced(self.structures[i], open_), key=lambda found: found[0])
-        ranking, structure, index = best
-        rows = np.array([index])
-        column = self.space.with_folds(self.columns.take(rows), structure, self.rows[rows])
-        return Choice(mapping_at(self.space.problem, structure, column, 0), self.space.strategy, 0, 0, ranking)
-
-    def _priced(self, structure: Structure, indices: Any) -> tuple[tuple[float, ...], Structure, int]:
-        """(ranking, structure, index) of the best of the candidates at `indices` under one structure."""
-        space, rows = self.space, self.rows[indices]
-        counts, peak = space.shared.counts(structure, rows), self.peak[indices]
-        cost = evaluate(space.problem, space.accelerator, structure, self.columns.take(indices), counts, peak)
-        order = objectives(space.objective, cost.latency_cycles, cost.energy_pj, cost.offchip_bytes)
-        order += [space.visited[rows], peak]
-        best = first_row(order)
-        return tuple(float(key[best]) for key in order), structure, int(indices[best])
-
-
-def objectives(objective: Objective, latency: Any, energy: Any, offchip: Any) -> list[Any]:
-    """What is compared, in order: the objective, then the others."""
-    keys = {"latency": latency, "energy": energy, "edp": latency * energy, "offchip": offchip}
-    return [keys[objective], *(keys[other] for other in OBJECTIVES if other != objective)]
-
-
-def first_row(keys: Sequence[Any]) -> int:
-    """The index of the first of the rows by several keys in turn, the earliest of equals."""
-    import numpy as np
-
-    rows = np.flatnonzero(keys[0] == keys[0].min())
-    for key in keys[1:]:
-        at = key[rows]
-        rows = rows[at == at.min()]
-    return int(rows[0])
-
-
-def _may_rank_before(bounds: list[Any], ranking: tuple[float, ...]) -> Any:
-    """Which rows of lower bounds do not rank behind a ranking: no number of theirs lies below its bound, so neither
-    does the ranking that they make."""
-    before: Any = False
-    equal: Any = True
-    for bound, number in zip(bounds, ranking, strict=False):
-        before = before | (equal & (bound < number))
-        equal = equal & (bound == number)
-    return before | equal
-
-
-def _largest(arrays: Iterable[Any]) -> Any:
-    """The largest of several numbers, row by row."""
-    import numpy as np
-
-    return reduce(np.maximum, arrays)
-
-
-def _tiles_visited(problem: AttentionProblem, column: Columns) -> Any:
-    """How many (query, key) tiles a mapping has without a mask: the fewer, the fewer transfers and operations."""
-    heads = ceil_divide(problem.batch, column.batch) * ceil_divide(problem.kv_heads, column.kv_head)
-    rows = heads * ceil_divide(problem.group, column.group) * ceil_divide(problem.queries, column.query)
-    return rows * ceil_divide(problem.keys, column.key)

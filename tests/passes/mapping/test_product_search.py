@@ -22,7 +22,7 @@ from flatc.passes.cost.product_costs import (
 from flatc.passes.kernels.product_problem import ProductProblem
 from flatc.passes.mapping.product_legality import check_product_mapping
 from flatc.passes.mapping.product_search import LOOPS, coarse_tiles, find_products, slot_choices, tile_columns
-from flatc.passes.mapping.search import OBJECTIVES, Objective, objectives
+from flatc.passes.mapping.ranking import OBJECTIVES, Objective, objectives
 
 PROBLEMS = [
     ProductProblem(100, 64, 96, 2, 2, 2, 4, 2, converts_output=True),

@@ -1,0 +1,54 @@
+"""By what mappings are compared: the objective, then the other objectives, then what a search adds.
+
+order = objectives("latency", latency, energy, offchip)     # columns: latency, energy, edp, offchip
+first_row(order)                                            # the index of the best row
+rank_before(order, row(order, 3))                           # which rows are better than row 3
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+Objective = Literal["latency", "energy", "edp", "offchip"]
+OBJECTIVES: tuple[Objective, ...] = ("latency", "energy", "edp", "offchip")
+
+Ranking = tuple[float, ...]
+"""The numbers of one mapping, the most important first; less is better."""
+
+
+def objective_order(objective: Objective) -> list[Objective]:
+    """What a ranking begins with: the objective, then the others."""
+    return [objective, *(other for other in OBJECTIVES if other != objective)]
+
+
+def objectives(objective: Objective, latency: Any, energy: Any, offchip: Any) -> list[Any]:
+    """The objective and the others in order, from three of them: numbers or columns."""
+    keys = {"latency": latency, "energy": energy, "edp": latency * energy, "offchip": offchip}
+    return [keys[name] for name in objective_order(objective)]
+
+
+def first_row(keys: Sequence[Any]) -> int:
+    """The index of the first of the rows by several keys in turn, the earliest of equals."""
+    import numpy as np
+
+    rows = np.flatnonzero(keys[0] == keys[0].min())
+    for key in keys[1:]:
+        at = key[rows]
+        rows = rows[at == at.min()]
+    return int(rows[0])
+
+
+def row(columns: Sequence[Any], index: int) -> Ranking:
+    """One row of several columns."""
+    return tuple(float(column[index]) for column in columns)
+
+
+def rank_before(columns: Sequence[Any], ranking: Ranking, *, or_equal: bool = False) -> Any:
+    """Which rows of numbers come before a ranking, number by number; as far as there are columns."""
+    before: Any = False
+    equal: Any = True
+    for column, number in zip(columns, ranking, strict=False):
+        before = before | (equal & (column < number))
+        equal = equal & (column == number)
+    return before | equal if or_equal else before
