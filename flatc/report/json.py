@@ -50,6 +50,7 @@ def _totals(report: Report) -> dict[str, Any]:
     causes = {name: number(value) for name, value in vars(gap).items()} if gap else None
     return {
         **_costs(report, report),
+        "buffer_cycles": number(report.buffer_cycles),
         "buffer_capacity_bytes": report.accelerator.buffer.capacity_bytes,
         "gap": {"cycles": number(gap.cycles), **(causes or {})} if gap else None,
         "explanation": _explanation(report.explanation),

@@ -21,7 +21,7 @@ from functools import reduce
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.kernel_mapping import KernelMapping
-from flatc.passes.cost.bounds import NO_BOUNDS, RESOURCES, Bounds
+from flatc.passes.cost.bounds import NO_BOUNDS, RESOURCES, Bounds, buffer_cycles
 from flatc.passes.cost.explanation import Explanation
 from flatc.passes.cost.primitive_costs import Work, energy_pj
 from flatc.passes.simulation.stalls import KernelTime
@@ -209,6 +209,11 @@ class Report:
     def mapping_bounds(self) -> Bounds:
         """How long each resource is busy."""
         return reduce(Bounds.__add__, (kernel.mapping_bounds for kernel in self.kernels), NO_BOUNDS)
+
+    @property
+    def buffer_cycles(self) -> Fraction:
+        """What the buffer's ports need for all bytes through them, which no schedule is charged; 0 if unlimited."""
+        return buffer_cycles(self.accelerator, self.work)
 
     @property
     def binding(self) -> str:

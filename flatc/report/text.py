@@ -103,10 +103,18 @@ def _resources(report: Report) -> Iterator[str]:
         rows.append(_resource(ROWS[name], bound, busy.of(name), total))
     rows.append(_resource("all together", least.cycles if least else None, total, None))
     yield from table(rows, "<>>>>")
+    yield from _buffer_ports(report)
     if report.gap is None:
         yield "bounds: none, flatc does not recognise what every kernel computes"
         return
     yield from _gap(report)
+
+
+def _buffer_ports(report: Report) -> Iterator[str]:
+    """Whether what is not charged would matter."""
+    needed = report.buffer_cycles
+    if needed > report.latency_cycles:
+        yield f"not charged: the buffer's ports need {cycles(needed)} cycles for the bytes through them, more than that"
 
 
 def _resource(name: str, least: Fraction | None, used: Fraction, total: Fraction | None) -> list[str]:

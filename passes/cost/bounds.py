@@ -180,6 +180,16 @@ def longest_sum(problem: AnyProblem) -> int:
     return problem.keys + problem.d_qk if isinstance(problem, AttentionProblem) else problem.longest_sum()
 
 
+def buffer_cycles(accelerator: Accelerator, work: Work) -> Fraction:
+    """Cycles that the buffer's ports need for what moves through them; 0 where the machine says they never limit.
+
+    No schedule is charged for them (docs/limits.md): it shows whether that matters. All ports are taken to be busy,
+    each at the buffer's bandwidth, so this is the least they need.
+    """
+    moved = work.buffer_read_bytes + work.buffer_write_bytes
+    return moved * accelerator.buffer_cycles_per_byte / accelerator.buffer.ports
+
+
 TensorNames = Mapping[str, str | None]
 """Which tensor plays a role (q, k, v, ..., an operand's) in a problem; None where it need not leave the chip."""
 

@@ -165,6 +165,18 @@ def test_a_report_that_was_not_simulated_has_no_explanation():
     assert json.loads(to_json(whole))["totals"]["explanation"] is None
 
 
+def test_a_buffer_that_could_not_keep_up_is_told_of_and_not_charged():
+    slow = load("edge")
+    slow = replace(slow, buffer=replace(slow.buffer, bandwidth_bytes_per_second=10**9, ports=2))
+    found = flatc.compile(TEXT, slow).report
+    moved = found.work.buffer_read_bytes + found.work.buffer_write_bytes
+    assert found.buffer_cycles == Fraction(moved * slow.clock_hz, 2 * 10**9)
+    assert found.latency_cycles == report().latency_cycles < found.buffer_cycles
+    assert "not charged: the buffer's ports need" in to_text(found)
+    assert report("auto", "fusemax").buffer_cycles == 0
+    assert "not charged" not in to_text(report("auto", "fusemax"))
+
+
 def test_lines_of_a_text_have_no_blanks_at_their_ends():
     text = to_text(report())
     assert all(line == line.rstrip() for line in text.splitlines())
