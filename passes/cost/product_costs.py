@@ -187,14 +187,19 @@ class ProductCounts:
         # Cycles until a result is there beyond those its array is taken: of all products, of each tile's last.
         self.skew: Any = self.zero
         self.last_skew: Any = self.zero
+        # Each kind of tile of the result: how many, rows, columns, array cycles of one.
+        self.tiles: list[tuple[Any, Any, Any, Any]] = []
         last_k = _last(problem.k, columns.k)
         for tiles, m, n in self._result_tiles():
+            busy = self.zero
             for ks, k in _kinds(problem.k, columns.k):
                 cycles = self._array_cycles(m, n, k)
                 skew = cycles.latency - cycles.busy
-                self.array = self.array + cycles.busy * (tiles * ks)
+                busy = busy + cycles.busy * ks
                 self.skew = self.skew + skew * (tiles * ks)
                 self.last_skew = self.last_skew + skew * (tiles * (ks > 0) * (k == last_k))
+            self.array = self.array + busy * tiles
+            self.tiles.append((tiles, m, n, busy))
             if problem.finishes:
                 self.vector = self.vector + _finish_price(problem, accelerator, m, n)[0] * tiles
         self.full_array: Any = self._array_cycles(columns.m, columns.n, columns.k).busy
@@ -303,6 +308,28 @@ def quick_bounds(counts: ProductCounts, structure: ProductStructure, ahead: int)
     return _Times(counts, structure).in_parallel(ahead), energy + moved * accelerator.offchip.energy_pj_per_byte, moved
 
 
+def even_latency(counts: ProductCounts, structure: ProductStructure) -> Any:
+    """Latency if every tile of the result took as long as its products or its transfers, whichever is longer.
+
+    An estimate, not a bound: loads run ahead by a turn or two only, so that time which one tile leaves free on the
+    channel does not help another. It tells mappings apart whose tiles are uneven, and which bounds think equal.
+    """
+    import numpy as np
+
+    p, machine = counts.problem, counts.accelerator
+    read, write = float(machine.cycles_per_byte_read), float(machine.cycles_per_byte_written)
+    total: Any = counts.zero
+    for tiles, m, n, busy in counts.tiles:
+        x = m * (p.k * p.x_bytes * (structure.x_level == "k"))
+        w = n * (p.k * p.w_bytes * (structure.w_level == "k"))
+        storing = m * n * p.output_bytes * write
+        channel = (x + w) * read + storing
+        if machine.offchip.channels != "shared":
+            channel = np.maximum((x + w) * read, storing)
+        total = total + tiles * np.maximum(busy, channel)
+    return total
+
+
 class _Times:
     """Lower bounds on the latency of a column of mappings."""
 
@@ -323,18 +350,18 @@ class _Times:
         else:
             self.busy |= {"read": self.loading, "write": self.storing}
 
-    def in_parallel(self, ahead: Any) -> Any:
+    def in_parallel(self, ahead: Any, slots: Any = None) -> Any:
         """The largest of what each resource needs, with the shortest time before and after it.
 
-        Loads run at most `ahead` turns before the store of a tile.
+        Loads run at most `ahead` turns before the store of a tile, and no further than the slots of their buffer.
         """
         first, last = self._first_load(), self._last_store()
         tail = self.counts.final_vector + last
         return self._largest(
             [
                 *(time for name, time in self.busy.items() if name not in ("array", "vector")),
-                self.loading + self.counts.final_array + tail,
-                first + self.counts.array + self._held_up(ahead) + self.counts.final_skew + tail,
+                self.loading - self._one_bias() + self.counts.final_array + tail,
+                first + self.counts.array + self._held_up(ahead, slots) + self.counts.final_skew + tail,
                 first + self.counts.vector + last,
             ]
         )
@@ -342,25 +369,29 @@ class _Times:
     def latency(self) -> Any:
         """The largest of all bounds."""
         c = self.counts.columns
-        return self._largest([self.in_parallel(c.store - c.load), *self._waiting()])
+        slots = c.x_slots if self.structure.x_level == "k" else c.w_slots
+        return self._largest([self.in_parallel(c.store - c.load, slots), *self._waiting()])
 
-    def _held_up(self, ahead: Any) -> Any:
+    def _held_up(self, ahead: Any, slots: Any) -> Any:
         """Cycles that the array waits because a store holds up the loads behind it on a shared channel.
 
         After the last product of a tile come its finish, its store, and only then the load that is `ahead` + 1
-        turns later. Meanwhile the array has the products of `ahead` turns. Tiles of less than `ahead` + 1 turns share
-        such a stretch.
+        turns later; loads that find no free slot before that product is done come before the store, too. Meanwhile
+        the array has the products of `ahead` turns. Tiles of less than `ahead` + 1 turns share such a stretch.
         """
         import numpy as np
 
         counts, c, p, s = self.counts, self.counts.columns, self.counts.problem, self.structure
-        if self.channel.channels != "shared":
+        if self.channel.channels != "shared" or "k" not in (s.x_level, s.w_level):
             return counts.zero
         m, n, k = _last(p.m, c.m), _last(p.n, c.n), _last(p.k, c.k)
         load = (m * k * p.x_bytes * (s.x_level == "k") + k * n * p.w_bytes * (s.w_level == "k")) * self.read
-        after = (counts.vector + self.storing) / self.turns.tiles + load
-        stretches = self.turns.tiles // ceil_divide(ahead + 1, self.turns.k) - 1
-        return np.maximum(stretches * (after - ahead * counts.full_array), 0)
+        before = counts.vector / self.turns.tiles
+        if slots is not None:
+            before = np.maximum(before, np.maximum(ahead - slots + 1, 0) * load)
+        after = before + (counts.last_skew + self.storing) / self.turns.tiles + load
+        stretches = np.maximum(self.turns.tiles // ceil_divide(ahead + 1, self.turns.k) - 1, 0)
+        return stretches * np.maximum(after - ahead * counts.full_array, 0)
 
     def _largest(self, bounds: Sequence[Any]) -> Any:
         import numpy as np
@@ -377,6 +408,13 @@ class _Times:
         w = c.n * (c.k if s.w_level == "k" else p.k) * p.w_bytes
         return (x + w) * self.read + 2 * self.channel.overhead_cycles + self.channel.latency_cycles
 
+    def _one_bias(self) -> Any:
+        """Cycles of loading the bias of a tile, which no product waits for."""
+        size = self.counts.problem.bias_bytes
+        if size is None:
+            return self.counts.zero
+        return self.counts.columns.n * (size * self.read) + self.channel.overhead_cycles
+
     def _last_store(self) -> Any:
         """Cycles of the store of the last tile."""
         p, c = self.counts.problem, self.counts.columns
@@ -387,7 +425,8 @@ class _Times:
         """Total length of each cycle of waiting over the slots that it goes through."""
         counts, s, c, turns = self.counts, self.structure, self.counts.columns, self.turns
         products = counts.array + counts.skew
-        x_cycle = self.x_loading + (self.w_loading + products if s.x_level == s.w_level == "k" else counts.array)
+        between = self.w_loading if s.w_level == "k" else counts.zero
+        x_cycle = self.x_loading + (between + products if s.x_level == "k" else counts.array)
         w_cycle = self.w_loading + (products if s.w_level == "k" else counts.array)
         # What is loaded once for the kernel waits for nobody.
         x_turns = turns.tiles * turns.k if s.x_level == "k" else turns.x * turns.m

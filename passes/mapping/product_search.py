@@ -30,6 +30,7 @@ from flatc.passes.cost.product_costs import (
     ProductCounts,
     ProductStructure,
     evaluate,
+    even_latency,
     mapping_at,
     peak_buffer_bytes,
     quick_bounds,
@@ -48,8 +49,8 @@ if TYPE_CHECKING:
 else:
     Ints = Any
 
-MOST_SIMULATED = 3
-"""How many of the best are handed on to be simulated."""
+MOST_SIMULATED = 2
+"""How many of the best by closed form are handed on to be simulated, beside two that are best by estimate."""
 FIRST_LOOK = 64
 """How many mappings are priced in full before bounds decide about the rest."""
 
@@ -95,7 +96,7 @@ def tile_columns(problem: ProductProblem, accelerator: Accelerator) -> tuple[Int
 
 @dataclass(frozen=True)
 class _Group:
-    """The mappings of one structure whose smallest version fits: their tiles, and their bounds.
+    """The mappings of one structure whose smallest version fits: their tiles, their bounds, estimates of their latency.
 
     Of `covered` mappings, `legal` fit the machine, slots counted.
     """
@@ -105,6 +106,7 @@ class _Group:
     bounds: Ints
     covered: int
     legal: int
+    estimates: Ints
 
 
 def _groups(problem: ProductProblem, accelerator: Accelerator, objective: Objective) -> Iterator[_Group]:
@@ -128,8 +130,9 @@ def _groups(problem: ProductProblem, accelerator: Accelerator, objective: Object
             fitting = np.flatnonzero(peak_buffer_bytes(problem, structure, columns) <= capacity)
             slots = slot_choices(problem, structure)
             legal = sum(_fitting(problem, structure, columns, choice, capacity) for choice in slots)
-            bounds = bounds[fitting].astype(np.float64)
-            yield _Group(structure, columns.take(fitting), bounds, enumerated * len(slots), legal)
+            bounds, covered = bounds[fitting].astype(np.float64), enumerated * len(slots)
+            estimates = np.maximum(latency, even_latency(counts, structure))[fitting]
+            yield _Group(structure, columns.take(fitting), bounds, covered, legal, estimates)
 
 
 def _fitting(
@@ -167,9 +170,28 @@ def find_products(
     if found[0].ranking[0] > limit:
         found += _priced(problem, accelerator, objective, groups, limit, found[0].ranking[0])
         found.sort(key=_ranking)
+    found = found[:MOST_SIMULATED]
+    if objective == "latency":
+        found += _even(problem, accelerator, groups)
+        found.sort(key=_ranking)
     covered, legal = (sum(numbers) for numbers in zip(*((group.covered, group.legal) for group in groups), strict=True))
     distinct = {choice.mapping: replace(choice, covered=covered, legal=legal) for choice in found}
-    return list(distinct.values())[:MOST_SIMULATED]
+    return list(distinct.values())
+
+
+def _even(problem: ProductProblem, accelerator: Accelerator, groups: Sequence[_Group]) -> list[Choice[ProductMapping]]:
+    """Of the two structures that promise most, the mapping with the fewest turns that is estimated to be fast."""
+    promising = sorted((group for group in groups if len(group.bounds)), key=lambda group: float(group.estimates.min()))
+    return [_best(problem, accelerator, "latency", group, _promising_row(problem, group)) for group in promising[:2]]
+
+
+def _promising_row(problem: ProductProblem, group: _Group) -> Ints:
+    """The row with the fewest turns among those whose estimates are about the least."""
+    import numpy as np
+
+    near = np.flatnonzero(group.estimates <= group.estimates.min() * 1.001)
+    turns = _turns(problem, group.columns)[near]
+    return near[turns.argmin() : turns.argmin() + 1]
 
 
 def _ranking(choice: Choice[ProductMapping]) -> tuple[float, ...]:
@@ -187,21 +209,25 @@ def _priced(
     """The best mapping of every structure among those with bounds above `above` and up to `limit`, best first."""
     import numpy as np
 
-    found: list[Choice[ProductMapping]] = []
-    for group in groups:
-        rows = np.flatnonzero((group.bounds > above) & (group.bounds <= limit))
-        if not len(rows):
-            continue
-        columns = _with_slots(problem, group, rows)
-        fits = peak_buffer_bytes(problem, group.structure, columns) <= accelerator.buffer.capacity_bytes
-        columns = columns.take(np.flatnonzero(fits))
-        cost = evaluate(problem, accelerator, group.structure, columns)
-        order = objectives(objective, cost.latency_cycles, cost.energy_pj, cost.offchip_bytes)
-        order += [_turns(problem, columns), cost.peak_buffer_bytes]
-        index = first_row(order)
-        ranking = tuple(float(key[index]) for key in order)
-        found.append(Choice(mapping_at(group.structure, columns, index), "auto", 0, 0, ranking))
-    return sorted(found, key=_ranking)
+    rows = [np.flatnonzero((group.bounds > above) & (group.bounds <= limit)) for group in groups]
+    pairs = [(group, chosen) for group, chosen in zip(groups, rows, strict=True) if len(chosen)]
+    return sorted((_best(problem, accelerator, objective, group, chosen) for group, chosen in pairs), key=_ranking)
+
+
+def _best(
+    problem: ProductProblem, accelerator: Accelerator, objective: Objective, group: _Group, rows: Ints
+) -> Choice[ProductMapping]:
+    """The best mapping of some rows of a group."""
+    import numpy as np
+
+    columns = _with_slots(problem, group, rows)
+    fits = peak_buffer_bytes(problem, group.structure, columns) <= accelerator.buffer.capacity_bytes
+    columns = columns.take(np.flatnonzero(fits))
+    cost = evaluate(problem, accelerator, group.structure, columns)
+    order = objectives(objective, cost.latency_cycles, cost.energy_pj, cost.offchip_bytes)
+    order += [_turns(problem, columns), cost.peak_buffer_bytes]
+    index = first_row(order)
+    return Choice(mapping_at(group.structure, columns, index), "auto", 0, 0, tuple(float(key[index]) for key in order))
 
 
 def _with_slots(problem: ProductProblem, group: _Group, rows: Ints) -> ProductColumns:
