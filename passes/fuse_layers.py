@@ -36,24 +36,16 @@ from xdsl.passes import ModulePass
 
 from flatc.dialects.attn import (
     ActivationOp,
-    AddOp,
     AppendOp,
-    CastOp,
     FeaturesOp,
     LinearOp,
-    MultiplyOp,
     NormOp,
-    RopeOp,
-    ScaleOp,
-    SoftcapOp,
     SplitHeadsOp,
 )
 from flatc.dialects.attn_op import AttnOp
 from flatc.dialects.flat import FusedOp
 from flatc.passes.kernels.fused_region import fuse_operators
-
-VECTOR_OPS = (ActivationOp, AddOp, CastOp, MultiplyOp, NormOp, RopeOp, ScaleOp, SoftcapOp)
-"""Operators that work on every element or every row of a tensor, and follow one another in a chain."""
+from flatc.passes.kernels.vector_region import CHAIN_OPS
 
 
 @dataclass(frozen=True)
@@ -76,7 +68,7 @@ def find_kernels(block: Block) -> list[LayerKernel]:
             found.append(LayerKernel(_product_name(op), (op,)))
         elif isinstance(op, AppendOp) and not _is_computed(op.new):
             found.append(LayerKernel(f"append_{op.cache.name_hint}" if op.cache.name_hint else "append", (op,)))
-        elif isinstance(op, VECTOR_OPS) and op not in taken:
+        elif isinstance(op, CHAIN_OPS) and op not in taken:
             chain = _chain(op, taken)
             taken.update(chain)
             found.append(LayerKernel("_".join(_short_name(link) for link in chain), tuple(chain)))
@@ -92,7 +84,7 @@ def _is_computed(value: SSAValue) -> bool:
 def _chain(first: AttnOp, taken: set[Operation]) -> list[AttnOp]:
     """The operators from `first` on, each the first to use the one before."""
     chain = [first]
-    while isinstance(following := _first_user(chain[-1]), VECTOR_OPS):
+    while isinstance(following := _first_user(chain[-1]), CHAIN_OPS):
         if following in taken or following.shape() != first.shape() or not _may_move(chain, following):
             break
         chain.append(following)

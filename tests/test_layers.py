@@ -42,7 +42,28 @@ LAYERS = [
     Layer("llama3_8b_layer.flat", "decode", (*LLAMA, ("P", 17))),
     Layer("whisper_cross_attention.flat", "prefill", (*WHISPER, ("T", 5))),
     Layer("whisper_cross_attention.flat", "decode", (*WHISPER, ("P", 7))),
+    Layer("bert_base_layer.flat", None, (("B", 2), ("S", 7), ("E", 20), ("H", 2))),
+    Layer("llama3_8b_attention.flat", "prefill", (*LLAMA[:5], ("S", 5))),
+    Layer("llama3_8b_attention.flat", "decode", (*LLAMA[:5], ("P", 7))),
+    Layer("mistral_7b_layer.flat", "decode", (*LLAMA, ("P", 7))),
 ]
+
+ENCODER = """graph encoder
+dim B = 2, S = 7, E = 20, H = 2, F = 28
+dtype f16, softmax f32
+input x : [B, S, E]
+weight wq, wk, wv, wo : [E, E]
+weight bq, bk, bv, bo, g1, s1, g2, s2 : [E]
+weight w1 : [E, F]
+weight b1 : [F]
+weight w2 : [F, E]
+q = heads(x @ wq + bq, H)
+k = heads(x @ wk + bk, H)
+v = heads(x @ wv + bv, H)
+h = layernorm(x + merge(attention(q, k, v)) @ wo + bo, g1, s1)
+y = layernorm(h + gelu(h @ w1 + b1) @ w2, g2, s2)
+output y
+"""
 
 
 @cache
@@ -64,7 +85,7 @@ def test_a_layer_computes_what_its_graph_says(layer: Layer):
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
-@pytest.mark.parametrize("accelerator", ["edge", "cloud"])
+@pytest.mark.parametrize("accelerator", ["edge", pytest.param("cloud", marks=pytest.mark.slow)])
 def test_totals_are_sums_over_kernels(layer: Layer, accelerator: str):
     report = compiled(layer, accelerator).report
     assert len({kernel.name for kernel in report.kernels}) == len(report.kernels)
@@ -95,6 +116,16 @@ def test_the_gap_of_a_layer_is_explained_without_remainder(layer: Layer):
     explanation = explain(schedule_of(module), accelerator_of(module))
     assert sum(cause.cycles for cause in explanation.causes) == explanation.gap_cycles
     assert explanation.latency_cycles == compiled(layer).report.latency_cycles
+
+
+def test_the_kernels_of_an_encoder_layer():
+    """Biases are part of their products, and a norm takes the residual connection before it along."""
+    result = flatc.compile(ENCODER, "edge")
+    assert [kernel.name for kernel in result.report.kernels] == [
+        "linear_wq", "linear_wk", "linear_wv", "attention", "linear_wo", "add_layernorm",
+        "linear_w1", "gelu", "linear_w2", "add_layernorm_1",
+    ]  # fmt: skip
+    assert result.run().passed
 
 
 def test_products_of_one_shape_cost_the_same():

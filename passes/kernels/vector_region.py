@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-from xdsl.dialects.builtin import AnyFloat, Float64Type, TensorType
+from xdsl.dialects.builtin import AnyFloat, Float64Type, TensorType, f32
 from xdsl.ir import Attribute, Operation, SSAValue
 
 from flatc.dialects.attn import (
@@ -48,7 +48,7 @@ from flatc.passes.kernels.schedule_problem import Part
 from flatc.passes.kernels.vector_problem import Operand, RopeTable, Step, VectorProblem
 
 CHAIN_OPS = (ActivationOp, AddOp, CastOp, MultiplyOp, NormOp, RopeOp, ScaleOp, SoftcapOp)
-"""The operators that chains are made of."""
+"""The operators that chains are made of: they work on every element or every row of a tensor."""
 
 
 @dataclass(frozen=True)
@@ -201,16 +201,10 @@ class _Reader:
 
     def _table(self, op: RopeOp, dims: int) -> int:
         """The table of a rope: float32, or float64 where x is."""
-        element = _element(op.x) if isinstance(_element(op.x), Float64Type) else _f32()
+        element = _element(op.x) if isinstance(_element(op.x), Float64Type) else f32
         table = RopeTable(op.start.value.data, op.wavelength.value.data)
         self._operand(None, (self.dims[-2], dims), element, table)
         return len(self.operands) - 1
-
-
-def _f32() -> Attribute:
-    from xdsl.dialects.builtin import f32
-
-    return f32
 
 
 def _dims(value: SSAValue) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ from flatc.passes.mapping.vector_search import check_chain, find_chain_mappings
 MOST_TILES_SHORTENED = 6
 
 
-class VectorKind(KernelKind[VectorProblem, VectorMapping]):
+class ChainKind(KernelKind[VectorProblem, VectorMapping]):
     """See `kind` for what the methods do, and the modules they call for how."""
 
     name = "vector"
@@ -106,4 +106,4 @@ def _element_types(fused: FusedOp) -> dict[str, Attribute]:
     return {str(element): element for element in (*elements, f32, Float64Type())}
 
 
-VECTOR = VectorKind()
+VECTOR = ChainKind()

@@ -164,6 +164,16 @@ def test_rope_loads_its_table_once_for_all_heads():
     assert {t.name: t.read_bytes for t in kernel.tensors}["rope table"] == 9 * 16 * 4
 
 
+def test_a_report_without_simulation_has_the_same_counts():
+    graph = Graph("rope", dtype="bf16")
+    graph.output(graph.rope(graph.input("x", [2, 4, 9, 16]), dims=8), names=["y"])
+    (priced,), (simulated,) = (compile(graph, "edge", simulate=how).report.kernels for how in ("never", "always"))
+    assert (priced.latency_source, simulated.latency_source) == ("closed form", "simulated")
+    assert priced.tensors == simulated.tensors
+    assert priced.peak_buffer_bytes == simulated.peak_buffer_bytes
+    assert priced.latency_cycles <= simulated.latency_cycles
+
+
 def test_the_table_is_no_compulsory_traffic():
     graph = Graph("rope", dtype="bf16")
     graph.output(graph.rope(graph.input("x", [1, 4, 9, 16])), names=["y"])
