@@ -134,6 +134,8 @@ def _graph_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--objective", default="latency", metavar="NAME", help="latency (the default), energy, edp or offchip"
     )
+    command.add_argument("--buffer-limit", metavar="SIZE", help="use no more of the buffer, such as '256 KiB'")
+    command.add_argument("--max-bandwidth", metavar="RATE", help="use no more off-chip bandwidth, such as '20 GB/s'")
     command.add_argument("--mapping", metavar="FILE", help="take the mappings of this file instead of searching")
     command.add_argument("--bind", metavar="DIM=N,...", action="append", default=[], help="rebind dims of the graph")
     command.add_argument("--phase", metavar="NAME", help="the phase of the graph to compile")
@@ -225,6 +227,8 @@ def _compiled(arguments: argparse.Namespace, simulate: str) -> Compilation:
         bindings=bindings(arguments.bind),
         phase=arguments.phase,
         simulate=simulate,  # pyright: ignore[reportArgumentType]
+        buffer_limit=arguments.buffer_limit,
+        max_bandwidth=arguments.max_bandwidth,
     )
 
 

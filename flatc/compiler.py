@@ -26,7 +26,7 @@ from xdsl.dialects.builtin import ModuleOp, StringAttr
 from xdsl.passes import ModulePass
 from xdsl.utils.exceptions import VerifyException
 
-from flatc.dialects.accelerator import MODULE_ATTRIBUTE, Accelerator, attach_accelerator
+from flatc.dialects.accelerator import MODULE_ATTRIBUTE, Accelerator, accelerator_of, attach_accelerator
 from flatc.dialects.diagnostics import FlatcError, did_you_mean, position_of
 from flatc.dialects.flat import FusedOp
 from flatc.dialects.kernel_mapping import KernelMapping
@@ -82,10 +82,13 @@ def compile(
     bindings: Mapping[str, int] | None = None,
     phase: str | None = None,
     simulate: Simulate = "auto",
+    buffer_limit: str | None = None,
+    max_bandwidth: str | None = None,
 ) -> Compilation:
     """Compiles a graph for an accelerator: a name, a YAML file or a record; without one, the module's own or edge.
 
     `mapping` replaces the search: the text of mappings, a file of them, one mapping, or one for each kernel.
+    `buffer_limit` ("256 KiB") and `max_bandwidth` ("20 GB/s") are the most that schedules may use of the machine.
     `simulate` says when latency is simulated rather than priced (see `flatc.passes.cost.kernel_costs`).
     Raises `FlatcError` for everything that a user can get wrong.
     """
@@ -95,6 +98,10 @@ def compile(
     source = load_module(graph, bindings, phase)
     module = source.clone()
     _attach(module, accelerator)
+    if buffer_limit is not None or max_bandwidth is not None:
+        from flatc.accelerators.limits import limited
+
+        attach_accelerator(module, limited(accelerator_of(module), buffer_limit, max_bandwidth))
     verify(module)
     if any(isinstance(op, ScheduleOp) for op in module.ops):
         if given is not None:
