@@ -33,6 +33,9 @@ demo: $(RUNTIME)
 layers: $(RUNTIME)
 	$(BIN)/python examples/layers.py
 
+# Two workers on two cores: BLAS threads would only get into their way.
+test test-all: export OPENBLAS_NUM_THREADS := 1
+
 test: $(DEVELOPMENT)
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
