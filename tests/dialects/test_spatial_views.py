@@ -21,6 +21,16 @@ def schedule(*ops: str):
 GROWN = "%k = spatial.extend %c : !spatial.tensor<1x2x4x8xbf16> -> !spatial.tensor<1x2x6x8xbf16>"
 WINDOW = "%w = spatial.slice %k at [0, 1, 4, 0] : !spatial.tensor<1x2x6x8xbf16> -> !spatial.tensor<1x1x2x8xbf16>"
 
+HEADS = "%h = spatial.view %c order [0, 2, 1, 3] : !spatial.tensor<1x2x4x8xbf16> -> !spatial.tensor<1x4x2x8xbf16>"
+
+
+def test_a_view_may_take_dims_in_another_order_and_split_them_further():
+    split = "%s = spatial.view %h : !spatial.tensor<1x4x2x8xbf16> -> !spatial.tensor<1x2x2x2x8xbf16>"
+    module = schedule(HEADS, split)
+    module.verify()
+    assert HEADS in str(module)
+    assert split in str(module)
+
 
 def test_both_read_back_from_their_text_and_lie_in_the_cache():
     module = schedule(GROWN, WINDOW)
@@ -42,6 +52,13 @@ def test_both_read_back_from_their_text_and_lie_in_the_cache():
         ((GROWN.replace("6x8xbf16", "6x8xf32"),), "makes one dim longer"),
         ((GROWN, WINDOW.replace("[0, 1, 4, 0]", "[0, 1, 5, 0]")), "does not lie in"),
         ((GROWN, WINDOW.replace("[0, 1, 4, 0]", "[0, 1, 4]")), "does not lie in"),
+        ((HEADS.replace("[0, 2, 1, 3]", "[0, 2, 2, 3]"),), "by the order"),
+        ((HEADS.replace("[0, 2, 1, 3]", "[0, 2, 1]"),), "by the order"),
+        ((HEADS.replace("1x4x2x8xbf16", "1x2x4x8xbf16"),), "by the order"),
+        (
+            (HEADS, "%j = spatial.view %h : !spatial.tensor<1x4x2x8xbf16> -> !spatial.tensor<1x8x8xbf16>"),
+            "not be joined",
+        ),
         (
             (GROWN, WINDOW, "%v = spatial.view %w : !spatial.tensor<1x1x2x8xbf16> -> !spatial.tensor<16xbf16>"),
             "dims can be split and not be joined",
