@@ -29,8 +29,9 @@ LAYERS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     ("llama3_8b_layer", ("prefill", "decode")),
     ("mistral_7b_layer", ("prefill", "decode")),
     ("gemma2_9b_layers", ("prefill", "decode")),
+    ("deepseek_v3_mla", ("prefill", "decode")),
 )
-"""Graphs, and their phases."""
+"""Graphs, and their phases. Gemma-2 is two layers, a local and a global one; DeepSeek-V3 is its attention."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def rows(accelerator: str, layers: Sequence[tuple[str, Sequence[str | None]]] = 
 def main(layers: Sequence[tuple[str, Sequence[str | None]]] = LAYERS) -> None:
     """Prints a table for each accelerator."""
     for accelerator in ACCELERATORS:
-        print(f"\n{accelerator}: one layer\n")
+        print(f"\n{accelerator}\n")
         cells = [row.cells() for row in rows(accelerator, layers)]
         print("\n".join(table([HEADER, *cells], "<<>>>><>>>", "  ")))
 
