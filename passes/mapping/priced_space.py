@@ -82,6 +82,7 @@ class PricedSpace:
         self._lower: dict[Structure, list[Any]] = {}
         self._uses: dict[tuple[str, Structure], dict[str, Any]] = {}
         self._undominated: dict[Structure, Any] = {}
+        self._largest_folds: dict[tuple[str, str], tuple[Any, Any]] = {}
 
     @property
     def size(self) -> int:
@@ -147,6 +148,12 @@ class PricedSpace:
 
     def _folds(self, name: str, stationarity: str) -> tuple[Any, Any]:
         """The largest folds of a product that the machine permits and the tile has pieces for."""
+        found = self._largest_folds.get((name, stationarity))
+        if found is None:
+            found = self._largest_folds[name, stationarity] = self._counted_folds(name, stationarity)
+        return found
+
+    def _counted_folds(self, name: str, stationarity: str) -> tuple[Any, Any]:
         array, tiles = self.accelerator.array, self.tiles
         batch, rows = tiles.batch * tiles.kv_head, tiles.group * tiles.query
         if name == "logit":
@@ -203,7 +210,7 @@ class Candidates:
         import numpy as np
 
         total = 0
-        found: dict[Mapping, Priced] = {}
+        found: dict[tuple[Structure, int], tuple[Ranking, Ranking]] = {}
         for structure in self.structures:
             bounds = [bound[self.rows] for bound in self.space.lower_bounds(structure)]
             open_ = self._open(structure, bounds, ranking)
@@ -214,11 +221,11 @@ class Candidates:
             total += len(here)
             for keys in (priced.order, priced.promise):
                 for i in here[np.lexsort([key[here] for key in keys[::-1]])[: most // 2]]:
-                    one = self._mapping(row(priced.order, i), structure, int(open_[i]), row(priced.promise, i))
-                    found.setdefault(one.mapping, one)
-        by_ranking, by_promise = (sorted(found.values(), key=key)[: most // 2] for key in (_by_ranking, _by_promise))
-        first = {one.mapping: one for one in (*by_ranking, *by_promise)}
-        return Before(total, list(first.values()))
+                    found[structure, int(open_[i])] = row(priced.order, i), row(priced.promise, i)
+        by_ranking = sorted(found, key=lambda one: found[one][0])[: most // 2]
+        by_promise = sorted(found, key=lambda one: found[one][1])[: most // 2]
+        first = dict.fromkeys((*by_ranking, *by_promise))
+        return Before(total, [self._mapping(found[one][0], *one, found[one][1]) for one in first])
 
     def uses(self) -> Iterator[tuple[Structure, Any]]:
         """Every use of the array, and which of the candidates it is not dominated for."""
@@ -273,14 +280,6 @@ def _promises(space: PricedSpace, cost: ClosedForm, rows: Any) -> list[Any]:
     ragged = (problem.queries % tiles.query[rows] > 0) * 1 + (problem.keys % tiles.key[rows] > 0)
     expected = sum((time / cost.latency_cycles) ** 8 for time in cost.least_times) ** 0.125 * cost.latency_cycles
     return [ragged, *objectives(space.objective, expected, cost.energy_pj, cost.offchip_bytes)]
-
-
-def _by_ranking(one: Priced) -> Ranking:
-    return one.ranking
-
-
-def _by_promise(one: Priced) -> Ranking:
-    return one.promise
 
 
 def _measures(accelerator: Accelerator, part: Counts) -> list[Any]:
