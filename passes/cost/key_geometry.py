@@ -142,10 +142,10 @@ def _count(problem: _Question, rows: int, tiles: tuple[int, ...]) -> Ints:
     last = np.minimum(start + rows, problem.queries) - 1
     at = {"start": start, "last": last}
     visited = _visited(live, at, tile)
-    trips: Ints = sum(upper - lower for lower, upper in visited)
-    ends: list[Ints] = [(upper > lower) & (upper == -(-problem.keys // tile)) for lower, upper in visited]
-    last_is_ragged: Ints = reduce(np.logical_or, ends) & (problem.keys % tile > 0)
-    strip: Ints = sum(np.maximum(np.minimum(upper * tile, problem.keys) - lower * tile, 0) for lower, upper in visited)
+    trips: Any = sum(upper - lower for lower, upper in visited)
+    ends: list[Any] = [(upper > lower) & (upper == -(-problem.keys // tile)) for lower, upper in visited]
+    last_is_ragged: Any = reduce(np.logical_or, ends) & (problem.keys % tile > 0)
+    strip: Any = sum(np.maximum(np.minimum(upper * tile, problem.keys) - lower * tile, 0) for lower, upper in visited)
     masked, masked_ragged = _edges(problem, edge, at, visited, tile, last_is_ragged)
     table = [trips - last_is_ragged, last_is_ragged, masked - masked_ragged, masked_ragged, trips > 0, strip]
     sums = [column.sum(axis=0) for column in table]
@@ -179,8 +179,8 @@ def _edges(
     import numpy as np
 
     key_tiles = -(-problem.keys // tile)
-    masked: Ints = sum(upper - lower for lower, upper in visited)
-    ragged_clean: Ints = masked < 0
+    masked: Any = sum(upper - lower for lower, upper in visited)
+    ragged_clean: Any = masked < 0
     for full_lower, full_upper in (tuple(bound.evaluate(at) for bound in bounds) for bounds in edge.full):
         inside = np.where(full_upper >= problem.keys, key_tiles, full_upper // tile)
         for lower, upper in visited:
