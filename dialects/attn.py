@@ -67,6 +67,7 @@ from flatc.dialects.attn_layer import (
     NormKind,
     NormKindAttr,
     NormOp,
+    PagedOp,
     RopeOp,
     SameTypeOp,
     ScaleOp,
@@ -111,6 +112,7 @@ __all__ = [
     "NormKind",
     "NormKindAttr",
     "NormOp",
+    "PagedOp",
     "RopeOp",
     "SameTypeOp",
     "ScaleOp",
@@ -482,6 +484,7 @@ Attn = Dialect(
         MergeHeadsOp,
         AppendOp,
         FeaturesOp,
+        PagedOp,
     ],
     [MaskAttr, NormKindAttr, ActivationAttr],
 )

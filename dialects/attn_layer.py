@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from typing_extensions import override
-from xdsl.dialects.builtin import I64, FloatAttr, IntegerAttr, UnitAttr
+from xdsl.dialects.builtin import I64, FloatAttr, IntegerAttr, UnitAttr, i32
 from xdsl.dialects.utils import EnumAttribute
 from xdsl.ir import Attribute, SpacedOpaqueSyntaxAttribute, SSAValue
 from xdsl.irdl import (
@@ -399,6 +399,37 @@ class FeaturesOp(AttnOp):
         require_same_element(self.name, self.x, self.result)
         start = self.start.value.data
         return shapes.features(shape_of(self.x), start, start + shape_of(self.result)[-1])
+
+
+@irdl_op_definition
+class PagedOp(AttnOp):
+    """Keys or values of sequences that lie in blocks of a pool, wherever a table says.
+
+        %k = attn.paged %pool, %table
+               : (tensor<90x8x16x128xbf16>, tensor<2x5xi32>) -> tensor<2x8x77x128xbf16>
+
+    The pool is [blocks, KV, rows of a block, D], the table [B, blocks of a sequence]; blocks may be shared, and the
+    last one of a sequence may be used in part. Nothing moves.
+    """
+
+    name = "attn.paged"
+
+    pool = operand_def(Tensor)
+    table = operand_def(Tensor)
+    result = result_def(Tensor)
+
+    assembly_format = "$pool `,` $table attr-dict `:` functional-type(operands, results)"
+
+    def __init__(self, pool: SSAValue, table: SSAValue, result: Attribute):
+        super().__init__(operands=[pool, table], result_types=[result])
+
+    @override
+    def shape(self) -> Shape:
+        require_same_element(self.name, self.pool, self.result)
+        if element_type_of(self.table) != i32:
+            raise FlatcError(f"the table has element type {element_type_of(self.table)}", help="use i32")
+        rows = shape_of(self.result)[2] if len(shape_of(self.result)) == 4 else 0
+        return shapes.paged(shape_of(self.pool), shape_of(self.table), rows)
 
 
 @irdl_op_definition

@@ -199,6 +199,20 @@ def features(x: Shape, start: int, stop: int) -> Shape:
     return (*x[:-1], stop - start)
 
 
+def paged(pool: Shape, table: Shape, rows: int | None = None) -> Shape:
+    """pool [blocks, KV, block, D] and table [B, pages] give [B, KV, rows, D]; pages are full unless `rows` is given."""
+    rank("pool", pool, "blocks, kv heads, rows of a block, d")
+    rank("table", table, "batch, pages")
+    most = table[1] * pool[2]
+    rows = most if rows is None else rows
+    if not 0 < rows <= most:
+        raise FlatcError(
+            f"{table[1]} pages of {pool[2]} rows do not hold {rows} keys",
+            help=f"a sequence has 1 to {most} keys under this table",
+        )
+    return (table[0], pool[1], rows, pool[3])
+
+
 def append(cache: Shape, new: Shape) -> Shape:
     """cache [B, KV, P, D] followed by new [B, KV, S, D] gives [B, KV, P + S, D]."""
     rank("cache", cache, "batch, kv heads, keys, d")

@@ -113,7 +113,7 @@ from flatc.dialects.spatial_types import (
     TokenType,
     print_expr,
 )
-from flatc.dialects.spatial_views import ExtendOp, SliceOp
+from flatc.dialects.spatial_views import ExtendOp, PagedOp, SliceOp
 
 __all__ = [
     "VECTOR_KINDS",
@@ -128,6 +128,7 @@ __all__ = [
     "MatmulOp",
     "OffchipOp",
     "OnArray",
+    "PagedOp",
     "ReturnOp",
     "RopeTableOp",
     "ScheduleOp",
@@ -382,12 +383,12 @@ def is_contiguous(tensor: SSAValue) -> bool:
         if tensor.owner.order is not None:
             return False
         tensor = tensor.owner.source
-    return not isinstance(tensor.owner, SliceOp)
+    return not isinstance(tensor.owner, SliceOp | PagedOp)
 
 
 def storage(tensor: SSAValue) -> SSAValue:
-    """The tensor itself behind views and windows of it; of a cache that grows, the cache."""
-    while isinstance(tensor.owner, ViewOp | SliceOp | ExtendOp):
+    """The tensor itself behind views and windows of it; of a cache that grows, the cache; of pages, the pool."""
+    while isinstance(tensor.owner, ViewOp | SliceOp | ExtendOp | PagedOp):
         tensor = tensor.owner.source
     return tensor
 
@@ -791,6 +792,7 @@ Spatial = Dialect(
         ViewOp,
         SliceOp,
         ExtendOp,
+        PagedOp,
         KernelOp,
         BufferOp,
         StartOp,

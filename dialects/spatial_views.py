@@ -1,4 +1,4 @@
-"""Tensors off chip that lie in other tensors: windows, and caches that grow. Nothing moves.
+"""Tensors off chip that lie in other tensors: windows, caches that grow, sequences in pages. Nothing moves.
 
     %k = spatial.extend %ck : !spatial.tensor<1x8x8192x128xbf16> -> !spatial.tensor<1x8x8193x128xbf16>
     %w = spatial.slice %k at [0, 0, 8192, 0] : !spatial.tensor<1x8x8193x128xbf16> -> !spatial.tensor<1x8x1x128xbf16>
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Self, cast
 
 from typing_extensions import override
-from xdsl.dialects.builtin import ArrayAttr, IntAttr
+from xdsl.dialects.builtin import ArrayAttr, IntAttr, i32
 from xdsl.ir import SSAValue
 from xdsl.irdl import IRDLOperation, irdl_op_definition, operand_def, prop_def, result_def, traits_def
 from xdsl.parser import Parser
@@ -109,6 +109,40 @@ class ExtendOp(IRDLOperation):
         printer.print_string(" ")
         printer.print_ssa_value(self.source)
         _print_types(printer, self.source, self.tensor)
+
+
+@irdl_op_definition
+class PagedOp(IRDLOperation):
+    """Sequences whose rows lie in blocks of a pool, wherever a table says.
+
+        %k = spatial.paged %pool by %table : !spatial.tensor<90x8x16x128xbf16>, !spatial.tensor<2x5xi32>
+               -> !spatial.tensor<2x8x77x128xbf16>
+
+    The pool is [blocks, heads, rows of a block, features], the table [batch, blocks of a sequence]; the last block of a
+    sequence may be used in part. Nothing moves.
+    """
+
+    name = "spatial.paged"
+    source = operand_def(TensorRefType)
+    table = operand_def(TensorRefType)
+    tensor = result_def(TensorRefType)
+    traits = traits_def(Pure())
+    assembly_format = "$source `by` $table attr-dict `:` type($source) `,` type($table) `->` type($tensor)"
+
+    def __init__(self, source: SSAValue, table: SSAValue, type: TensorRefType):
+        super().__init__(operands=[source, table], result_types=[type])
+
+    @override
+    def verify_(self) -> None:
+        pool, table, found = (cast(TensorRefType, v.type) for v in (self.source, self.table, self.tensor))
+        fits = (
+            len(pool.dims) == len(found.dims) == 4
+            and len(table.dims) == 2
+            and (table.dims[0], pool.dims[1], pool.dims[3]) == (found.dims[0], found.dims[1], found.dims[3])
+            and 0 < found.dims[2] <= table.dims[1] * pool.dims[2]
+        )
+        if not fits or table.element_type != i32 or pool.element_type != found.element_type:
+            raise VerifyException(f"spatial.paged: {table} over {pool} does not give {found}")
 
 
 def _parse_types(parser: Parser, source: SSAValue) -> TensorRefType:

@@ -501,6 +501,14 @@ class Graph:
         shape = _guard(at, lambda: shapes.features(x.shape, start, stop))
         return self._emit(attn.FeaturesOp(x.value, start, self._type(shape, x.dtype)), at)
 
+    def paged(self, pool: Tensor, table: Tensor, *, keys: int | None = None, at: Position | None = None) -> Tensor:
+        """Keys or values [B, KV, keys, D] that lie in blocks of a pool [blocks, KV, block, D], where an i32 table says.
+
+        The table is [B, pages]; every page is full unless `keys` is given.
+        """
+        shape = _guard(at, lambda: shapes.paged(pool.shape, table.shape, keys))
+        return self._emit(attn.PagedOp(pool.value, table.value, self._type(shape, pool.dtype)), at)
+
     def append(self, cache: Tensor, new: Tensor, *, at: Position | None = None) -> Tensor:
         """Cached keys or values followed by new ones: [B, KV, P + S, D]."""
         shape = _guard(at, lambda: shapes.append(cache.shape, new.shape))

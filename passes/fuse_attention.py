@@ -16,6 +16,8 @@ makes the three kernels of an unfused attention. A part that a chain lacks is le
 operators whose part no group names stay where they are. Softcap and biases go with what they follow: the
 logit, or the mask part where there is no logit or a mask stands before them.
 
+Keys and values in pages come with the table that says where these lie: the region takes it as one more argument.
+
 The pass knows nothing of accelerators and changes no numbers. It refuses, with a `FlatcError`, to fuse what
 cannot stay on chip: a result inside of a group that something outside of it uses as well.
 """
@@ -39,6 +41,7 @@ from flatc.dialects.attn import SCORE_OPS, AttendOp, AttnOp, LogitOp, MaskOp, Sc
 from flatc.dialects.diagnostics import FlatcError, did_you_mean, position_of
 from flatc.dialects.flat import FusedOp
 from flatc.passes.kernels.fused_region import fuse_operators
+from flatc.passes.kernels.keyed_storage import page_of
 
 PARTS = ("logit", "mask", "softmax", "attend")
 """The parts of an attention, in the order of the chain."""
@@ -278,8 +281,9 @@ def _unknown_producers(value: SSAValue) -> Iterator[tuple[AttnOp, LogitOp | Soft
 
 
 def fuse(kernel: Kernel) -> FusedOp:
-    """Move the operators of a kernel into a `flat.fused` where the last of them stands."""
-    return fuse_operators(kernel.name, [link.op for link in kernel.links])
+    """Move the operators of a kernel into a `flat.fused` where the last of them stands; tables of pages come along."""
+    pages = [page for value in kernel.inputs() if (page := page_of(value)) is not None]
+    return fuse_operators(kernel.name, [link.op for link in kernel.links], [page.table for page in pages])
 
 
 @dataclass(frozen=True)

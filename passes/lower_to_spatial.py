@@ -44,7 +44,7 @@ from xdsl.ir import Attribute, Block, Region, SSAValue
 from xdsl.passes import ModulePass
 
 from flatc.dialects.accelerator import Accelerator, accelerator_of
-from flatc.dialects.attn import AppendOp, FeaturesOp, MergeHeadsOp, SplitHeadsOp
+from flatc.dialects.attn import AppendOp, FeaturesOp, MergeHeadsOp, PagedOp, SplitHeadsOp
 from flatc.dialects.diagnostics import FlatcError, position_of
 from flatc.dialects.flat import FusedOp, MappingAttr
 from flatc.dialects.kernel_mapping import KernelMapping
@@ -58,6 +58,7 @@ from flatc.dialects.spatial import (
     TensorRefType,
     ViewOp,
 )
+from flatc.dialects.spatial import PagedOp as SpatialPagedOp
 from flatc.dialects.spatial import ReturnOp as ScheduleReturnOp
 from flatc.passes.cost.bounds import AnyProblem, is_written
 from flatc.passes.kinds.registry import kind_of
@@ -107,6 +108,11 @@ class _Lowering:
                 self._join_heads(op)
             elif isinstance(op, FeaturesOp):
                 self._features(op)
+            elif isinstance(op, PagedOp):
+                paged = SpatialPagedOp(self.tensors[op.pool], self.tensors[op.table], _reference(op.result.type))
+                paged.tensor.name_hint = op.result.name_hint
+                self.block.add_op(paged)
+                self.tensors[op.result] = paged.tensor
             elif isinstance(op, AppendOp) and op.result in self.tensors:
                 continue  # what it appends was stored by the kernel that computed it
             elif isinstance(op, ReturnOp):

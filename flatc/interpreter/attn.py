@@ -21,6 +21,7 @@ from flatc.dialects.score_functions import t5_buckets
 from flatc.interpreter.dtypes import Array, Precision
 from flatc.interpreter.engine import meaning
 from flatc.interpreter.functions import activated, normalised, rotary_table, rotated
+from flatc.interpreter.memory import gather_pages
 
 
 def _widen(op: attn.AttnOp, operands: Sequence[Array], precision: Precision) -> list[Array]:
@@ -237,6 +238,12 @@ def _merge_heads(op: attn.MergeHeadsOp, operands: Sequence[Array], precision: Pr
 def _features(op: attn.FeaturesOp, operands: Sequence[Array], precision: Precision) -> list[Array]:
     start = op.start.value.data
     return [operands[0][..., start : start + shape_of(op.result)[-1]]]
+
+
+@meaning(attn.PagedOp)
+def _paged(op: attn.PagedOp, operands: Sequence[Array], precision: Precision) -> list[Array]:
+    pool, table = operands
+    return [gather_pages(pool, table, shape_of(op.result)[2])]
 
 
 @meaning(attn.AppendOp)

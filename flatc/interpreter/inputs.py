@@ -3,29 +3,52 @@
 Each tensor has a generator of its own, seeded by the seed and the tensor's name, so adding an input or
 changing the order changes no other one. Values keep activations near 1 through a deep graph: weights
 are divided by the square root of their first dim. Booleans are mostly true, integers are nondecreasing
-along the last dim, as document numbers are.
+along the last dim, as document numbers are; tables of pages name any blocks of their pool.
 """
 
 from __future__ import annotations
 
 import math
 import zlib
+from typing import cast
 
 import numpy as np
 from xdsl.dialects.builtin import ModuleOp
+from xdsl.dialects.func import FuncOp
+from xdsl.ir import SSAValue
 
+from flatc.dialects import attn
+from flatc.dialects.spatial import PagedOp, ScheduleOp, TensorRefType
 from flatc.interpreter.dtypes import Array, numpy_dtype
 from flatc.interpreter.engine import Parameter, parameters, program_of
 
 
 def random_inputs(module: ModuleOp, seed: int) -> dict[str, Array]:
     """An array for each input of the graph or schedule, in its storage type."""
-    return {parameter.name: _random(parameter, seed) for parameter in parameters(program_of(module))}
+    program = program_of(module)
+    blocks = _blocks_of_tables(program)
+    return {parameter.name: _random(parameter, seed, blocks.get(parameter.name)) for parameter in parameters(program)}
 
 
-def _random(parameter: Parameter, seed: int) -> Array:
+def _blocks_of_tables(program: FuncOp | ScheduleOp) -> dict[str, int]:
+    """How many blocks the pool has that a table names, by the table's name."""
+    names: dict[SSAValue, str] = {
+        value: p.name for value, p in zip(program.body.block.args, parameters(program), strict=True)
+    }
+    found: dict[str, int] = {}
+    for op in program.body.block.ops:
+        if isinstance(op, attn.PagedOp) and op.table in names:
+            found[names[op.table]] = attn.shape_of(op.pool)[0]
+        elif isinstance(op, PagedOp) and op.table in names:
+            found[names[op.table]] = cast(TensorRefType, op.source.type).dims[0]
+    return found
+
+
+def _random(parameter: Parameter, seed: int, blocks: int | None) -> Array:
     generator = np.random.default_rng([seed, zlib.crc32(parameter.name.encode())])
     shape, dtype = parameter.shape, numpy_dtype(parameter.element)
+    if blocks is not None:
+        return generator.integers(0, blocks, shape, dtype=dtype)
     if dtype == np.bool_:
         values: Array = generator.random(shape) < 0.8
         values.reshape(-1)[:1] = True

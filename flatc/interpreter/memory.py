@@ -200,6 +200,23 @@ def _check_addresses(kernel: KernelOp) -> None:
             )
 
 
+def gather_pages(pool: Array, table: Array, rows: int) -> Array:
+    """pool [blocks, heads, block, width] by table [batch, pages] as [batch, heads, rows, width].
+
+    Raises `FlatcError` where the table names a block that the pool does not have.
+    """
+    strange = table[(table < 0) | (table >= len(pool))]
+    if strange.size:
+        raise FlatcError(
+            f"the table names block {strange[0]}, and the pool has {len(pool)}",
+            help=f"its entries count from 0 to {len(pool) - 1}",
+        )
+    batch, pages = table.shape
+    _, heads, block, width = pool.shape
+    found = pool[table].swapaxes(1, 2).reshape(batch, heads, pages * block, width)
+    return found[:, :, :rows]
+
+
 # --- Tensors off chip ---------------------------------------------------------------------------------
 
 _UNWRITTEN, _SETTLED = -1, 0
@@ -235,6 +252,11 @@ class OffchipTensor:
     def window(self, box: Box) -> OffchipTensor:
         """The elements of a window, in place."""
         return OffchipTensor(self.name, self.data[box], self._writer[box])
+
+    def paged(self, table: OffchipTensor, rows: int) -> OffchipTensor:
+        """The first `rows` rows of every sequence, from the blocks that its row of `table` names."""
+        blocks = gather_pages(self.data, table.data, rows)
+        return OffchipTensor(self.name, blocks, np.full(blocks.shape, _SETTLED, np.int8))
 
     def extended(self, shape: Sequence[int]) -> OffchipTensor:
         """A tensor that begins with these elements and has room for more along one dim."""

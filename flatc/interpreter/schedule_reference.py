@@ -10,13 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from xdsl.ir import SSAValue
 
 from flatc.dialects.masks import allows
 from flatc.dialects.score_functions import Alibi, Softcap, T5Relative
+from flatc.dialects.spatial import PagedOp, SliceOp
 from flatc.interpreter.dtypes import Array
+from flatc.interpreter.memory import gather_pages
 from flatc.interpreter.reference import alibi_bias, attention, t5_bias
 from flatc.passes.kernels.schedule_problem import Attention
 from flatc.passes.kernels.score_ops import Operand, ScoreOp
+from flatc.passes.simulation.simulator import tensor_name
 
 
 @dataclass
@@ -31,9 +35,9 @@ class _Scores:
 def attention_of(part: Attention, values: Mapping[str, Array]) -> Array | None:
     """The output of an attention in float64; None if its scores are capped behind a bias, or twice."""
     problem = part.problem
-    q, k = (values[part.tensors[role]] for role in ("q", "k"))
+    q, k = values[part.tensors["q"]], _keyed(part.values["k"], values)
     in_k = problem.v_in_k
-    v = values[part.tensors["v"]] if in_k is None else k[..., in_k : in_k + problem.d_v]
+    v = _keyed(part.values["v"], values) if in_k is None else k[..., in_k : in_k + problem.d_v]
     scores = _Scores()
     for step in problem.score_ops:
         if isinstance(step.function, Softcap):
@@ -60,6 +64,17 @@ def attention_of(part: Attention, values: Mapping[str, Array]) -> Array | None:
         bias=np.sum([np.broadcast_to(bias, shape) for bias in scores.bias], axis=0) if scores.bias else None,
         sink=sink,
     )
+
+
+def _keyed(tensor: SSAValue, values: Mapping[str, Array]) -> Array:
+    """The keys or values behind a tensor off chip, which may be a window, or lie in pages."""
+    owner = tensor.owner
+    if isinstance(owner, SliceOp):
+        box = tuple(slice(a, a + size) for a, size in zip(owner.offsets, owner.tensor.type.dims, strict=True))
+        return _keyed(owner.source, values)[box]
+    if isinstance(owner, PagedOp):
+        return gather_pages(_keyed(owner.source, values), _keyed(owner.table, values), owner.tensor.type.dims[2])
+    return values[tensor_name(tensor)]
 
 
 def _bias(part: Attention, step: ScoreOp, values: Mapping[str, Array]) -> Array:

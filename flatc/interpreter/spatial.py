@@ -36,6 +36,7 @@ from flatc.dialects.spatial import (
     LoadOp,
     MatmulOp,
     OffchipOp,
+    PagedOp,
     ReturnOp,
     RopeTableOp,
     ScheduleOp,
@@ -101,6 +102,8 @@ def execute(schedule: ScheduleOp, arguments: Sequence[Array], precision: Precisi
             tensors[op.tensor] = tensors[op.source].view(op.tensor.type.dims, op.dims_order)
         elif isinstance(op, SliceOp):
             tensors[op.tensor] = tensors[op.source].window(window(op.offsets, op.tensor.type.dims))
+        elif isinstance(op, PagedOp):
+            tensors[op.tensor] = tensors[op.source].paged(tensors[op.table], op.tensor.type.dims[2])
         elif isinstance(op, ExtendOp):
             tensors[op.tensor] = tensors[op.source].extended(op.tensor.type.dims)
         elif isinstance(op, KernelOp):
@@ -205,6 +208,10 @@ class _Kernel:
         tensor = self.tensors[op.tensor]
         self._count(tensor, op, access)
         box = window(access.event.tensor_offsets(), access.extents)
+        if op.block is not None:
+            # Which blocks to load is read from the table on chip; what it says is what the tensor off chip goes by.
+            first, rows = access.event.tensor_offsets()[-2], access.extents[-2]
+            access.read(0, [access.extents[0], -(-(first + rows) // op.block.data)])
         return tensor.read(box, access.step, self.order.stores)
 
     def _store(self, op: StoreOp, access: _Access) -> None:

@@ -133,6 +133,8 @@ def compulsory_bytes(problem: AnyProblem) -> dict[str, int]:
     else:
         seen = logit_visible(p) if p.has("softmax") else attend_visible(p)
         found["scores"] = p.heads * seen.pairs * p.score_bytes
+    if p.block is not None:
+        found["pages"] = p.batch * -(-logit_visible(p).keys // p.block) * 4
     if p.has("attend"):
         # Values that are features of the keys come with them.
         found["v"] = kv * attend_visible(p).keys * p.d_v * p.v_bytes if p.v_in_k is None else 0

@@ -307,6 +307,7 @@ def peak_buffer_bytes(problem: AttentionProblem, structure: Structure, columns: 
     outputs = p.d_v + s.sums_in_attend
     if s.v_level != "k":
         total = total + heads * v_rows * outputs * p.v_bytes * c.v_slots
+    total = total + c.k_slots * c.batch * p.pages * PAGE_BYTES
     scores = rows if online else block
     if not s.held:
         width = geometry.width if s.algorithm == "rows" else c.key
@@ -322,6 +323,10 @@ def peak_buffer_bytes(problem: AttentionProblem, structure: Structure, columns: 
         if s.add == "vector":
             total = total + c.score_slots * (2 if s.held else 1) * rows * outputs * p.accumulator_bytes
     return total + ScoreCosts(p, s.algorithm, s.k_level, c).footprint_bytes()
+
+
+PAGE_BYTES = 4
+"""An entry of a table of pages is an i32."""
 
 
 def _statistic_slots(s: Structure, c: Columns) -> tuple[Any, Any]:
@@ -396,6 +401,8 @@ class _Counter:
             self.add_vector()
         elif part == "transfers":
             tensors, transfers = self.tensor_bytes(), self.transfers()
+            if self.problem.block is not None:
+                self.work = Work(buffer_read_bytes=self.loads_of_keys() * PAGE_BYTES)
         else:
             self.product[part] = self.skew[part] = self.awaited_skew[part] = zero
             if self.problem.has(part):
@@ -747,6 +754,8 @@ class _Counter:
             for k, k_extent in enumerate(g.k_extents)
         )
         found: dict[str, Any] = {}
+        if p.block is not None:
+            found["pages"] = ceil_divide(p.kv_heads, self.columns.kv_head) * (p.batch * p.pages * PAGE_BYTES)
         if p.has("logit"):
             again = ceil_divide(p.keys, self.columns.key) if self.product_rows and s.k_level == "key" else 1
             found["q"] = (like + p.heads * p.queries * p.d_qk * p.q_bytes) * again
@@ -767,6 +776,27 @@ class _Counter:
         """How many times query tiles are interleaved: how often their keys are streamed."""
         return ceil_divide(self.problem.queries, self.columns.query * self.structure.interleave)
 
+    def loads_of_keys(self) -> Any:
+        """How many transfers load K and V. Of pages each takes one, for every sequence of a tile."""
+        p, s, g, c = self.problem, self.structure, self.geometry, self.columns
+        passes = 2 if s.algorithm == "streamed" else 1
+        block = p.block or p.keys
+        heads = ceil_divide(p.kv_heads, c.kv_head) * (ceil_divide(p.batch, c.batch) if p.block is None else p.batch)
+        streamed = sum(
+            g.visits[q][k] * ceil_divide(k_extent, block) for q in (0, 1) for k, k_extent in enumerate(g.k_extents)
+        )
+        if self.shares_keys:
+            streamed = self._blocks() * sum(
+                count * ceil_divide(extent, block) for count, extent in _tiles(p.keys, c.key)
+            )
+        whole, tile = heads * ceil_divide(p.keys, block), heads * ceil_divide(p.group, c.group) * streamed
+        loads: Any = 0
+        if p.has("logit"):
+            loads = whole if s.k_level == "kv_head" else tile * passes
+        if p.has("attend") and s.v_level != "k":
+            loads = loads + (whole if s.v_level == "kv_head" else tile)
+        return loads
+
     def transfers(self) -> tuple[Any, Any]:
         """How many loads and how many stores."""
         p, s, g, c = self.problem, self.structure, self.geometry, self.columns
@@ -782,13 +812,15 @@ class _Counter:
         if self.product_rows:
             loads = 2 * fills * ceil_divide(p.d_qk, s.d_qk or p.d_qk)
         elif p.has("logit"):
-            loads = tiles + (heads if s.k_level == "kv_head" else visits * passes)
+            loads = tiles + self.loads_of_keys()
         else:
-            loads = visits * passes
+            loads = visits * passes + self.loads_of_keys()
         loads = loads + self.scores.loads(g)
-        if p.has("attend"):
-            return loads + {"kv_head": heads, "k": 0}.get(s.v_level, visits), tiles
-        return loads, fills
+        if self.product_rows and p.has("attend"):
+            loads = loads + visits
+        if p.block is not None:
+            loads = loads + heads  # of the table
+        return loads, tiles if p.has("attend") else fills
 
 
 def _tiles(size: int, tile: Any) -> list[tuple[Any, Any]]:

@@ -86,8 +86,12 @@ class CostModel:
         latency = self.accelerator.offchip.latency_cycles * self.ticks_per_cycle if size else 0
         overhead = self.accelerator.offchip.overhead_cycles * self.ticks_per_cycle if size else 0
         if isinstance(op, LoadOp):
-            busy = size * self._read_ticks + overhead
-            return OpCost(busy, busy + latency, Work(offchip_read_bytes=size, buffer_write_bytes=size))
+            transfers = op.transfers(extents)
+            busy = size * self._read_ticks + overhead * transfers
+            # Where the next block lies is read from a table on chip.
+            looked_up = transfers * sum(_element_bytes(value) for value in op.reads)
+            work = Work(offchip_read_bytes=size, buffer_write_bytes=size, buffer_read_bytes=looked_up)
+            return OpCost(busy, busy + latency, work)
         busy = size * self._write_ticks + overhead
         return OpCost(busy, busy + latency, Work(offchip_write_bytes=size, buffer_read_bytes=size))
 

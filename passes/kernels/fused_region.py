@@ -16,15 +16,17 @@ from xdsl.ir import Block, Operation, Region, SSAValue
 from flatc.dialects.flat import FusedOp, YieldOp
 
 
-def fuse_operators(name: str, ops: Sequence[Operation]) -> FusedOp:
+def fuse_operators(name: str, ops: Sequence[Operation], beside: Sequence[SSAValue] = ()) -> FusedOp:
     """Moves operators into a `flat.fused` where the last of them stands.
 
-    Its results are that of the last operator and, in front of it, what else is used outside.
+    Its results are that of the last operator and, in front of it, what else is used outside. `beside` are
+    values that the kernel needs and no operator reads.
     """
     inside = {value for op in ops for value in op.results}
     last = ops[-1].results[0]
     results = [value for op in ops for value in op.results if value is last or _outside_users(value, ops)]
-    inputs = list(dict.fromkeys(value for op in ops for value in op.operands if value not in inside))
+    read = [value for op in ops for value in op.operands if value not in inside]
+    inputs = list(dict.fromkeys([*read, *beside]))
     block = Block(arg_types=[value.type for value in inputs])
     fused = FusedOp(name, inputs, [result.type for result in results], Region(block))
     fused.location = ops[-1].location

@@ -60,8 +60,9 @@ class KernelSchedule(NestBuilder):
         self.ops.append(make_for(self.loops, 0, self.trips[dim], block, stream=depth > 0))
 
     def _load_resident(self) -> None:
-        """K or V of the whole head tile, where the mapping keeps it across the query loop."""
+        """The table of pages, and K or V of the whole head tile, where the mapping keeps it across the query loop."""
         keep = self.mapping.keep
+        self.load_table(self.mapping.stages.load if self.loops else 0)
         for name, level in (("k", keep.k_level), ("v", keep.v_level)):
             tensor = getattr(self.tensors, name)
             if level == "kv_head" and tensor is not None:

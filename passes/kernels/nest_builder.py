@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Mapping as NameMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from xdsl.dialects.builtin import i32
 from xdsl.ir import Attribute, SSAValue
 
 from flatc.dialects.mapping import Mapping
 from flatc.dialects.quasi_affine import Expr, ceildiv, const, maximum, minimum, var
 from flatc.dialects.spatial import (
     Access,
+    LoadOp,
     StartOp,
     YieldOp,
     make_for,
@@ -52,6 +54,7 @@ class Tensors:
     scores: SSAValue | None
     result: SSAValue
     operands: NameMapping[str, SSAValue] = field(default_factory=dict[str, SSAValue])
+    table: SSAValue | None = None
 
 
 KeyBody = Callable[[SSAValue], SSAValue]
@@ -89,6 +92,7 @@ class NestBuilder(Nest):
         self.resident: dict[str, tuple[SSAValue, SSAValue]] = {}
         # The tile of K that was loaded last, and its token.
         self.key_tile: tuple[SSAValue, SSAValue] | None = None
+        self.table: tuple[SSAValue, SSAValue] | None = None
 
     # --- Positions and extents ------------------------------------------------------------------------
 
@@ -194,7 +198,21 @@ class NestBuilder(Nest):
         buffer = self.buffer(name.upper(), slots, shape, type, 1.0 if ones else None)
         starts = [self.start("batch"), self.start("kv_head"), start, const(0)]
         extents = [self.extent("batch"), self.extent("kv_head"), extent, const(depth)]
-        return buffer, self.load(tensor, starts, extents, Access(buffer), stage, name)
+        if self.table is None:
+            return buffer, self.load(tensor, starts, extents, Access(buffer), stage, name)
+        table, ready = self.table
+        timed = self.timed(extents, [table], [buffer], [ready], stage)
+        op = LoadOp(replace(timed, tensor=tensor, tensor_offsets=starts), block=self.problem.block)
+        return buffer, self.emit(op, f"load_{name}")
+
+    def load_table(self, stage: int) -> None:
+        """Loads the table that says where the pages of the head tile's sequences lie."""
+        if self.tensors.table is None:
+            return
+        shape = [self.tile["batch"], self.problem.pages]
+        buffer = self.buffer("table", self.mapping.keep.k_slots, shape, i32)
+        starts, extents = [self.start("batch"), const(0)], [self.extent("batch"), const(self.problem.pages)]
+        self.table = buffer, self.load(self.tensors.table, starts, extents, Access(buffer), stage, "table")
 
     def keyed(self, name: str, stage: int) -> tuple[Access, SSAValue]:
         """The current key tile of K or V, from the resident buffer or freshly loaded; V perhaps out of K."""

@@ -20,10 +20,11 @@ from xdsl.dialects.builtin import TensorType
 from xdsl.ir import Attribute, Operation, SSAValue
 
 from flatc.dialects import attn
-from flatc.dialects.attn import AttendOp, FeaturesOp, LogitOp, SoftmaxOp
+from flatc.dialects.attn import AttendOp, LogitOp, SoftmaxOp
 from flatc.dialects.diagnostics import FlatcError, position_of
 from flatc.dialects.flat import FusedOp
 from flatc.dialects.masks import Mask, shows_all
+from flatc.passes.kernels.keyed_storage import pages_of, values_in_keys
 from flatc.passes.kernels.score_ops import MatchedScores, Operand, ScoreOp, Sizes, match_scores, sink_operand
 
 
@@ -61,6 +62,9 @@ class AttentionProblem:
     sink: Operand | None = None
     v_in_k: int | None = None
     """Where V begins among the features of K, if V is some of them: in latent attention, or where both are one."""
+    block: int | None = None
+    """Rows of a block, where K and V lie in the `pages` of a pool that a table names."""
+    pages: int = 0
 
     def has(self, stage: str) -> bool:
         """Whether the kernel contains `stage`."""
@@ -101,6 +105,7 @@ class Kernel:
     scores: SSAValue | None
     operands: dict[str, SSAValue]
     result: SSAValue
+    table: SSAValue | None = None
 
 
 def _refuse(op: Operation, reason: str, help: str | None = None) -> FlatcError:
@@ -124,20 +129,14 @@ def match_kernel(fused: FusedOp) -> Kernel:
         place = found
         chain.append(op)
     kernel = _assemble(fused, chain)
-    return replace(kernel, problem=replace(kernel.problem, v_in_k=_values_in_keys(fused, kernel)))
-
-
-def _values_in_keys(fused: FusedOp, kernel: Kernel) -> int | None:
-    """The first feature of K that is one of V, if V is made of features of K."""
-    if kernel.k is None or kernel.v is None:
-        return None
-    outside: dict[SSAValue, SSAValue] = dict(zip(fused.body.block.args, fused.inputs, strict=True))
-    k, v = outside.get(kernel.k), outside.get(kernel.v)
-    if k is not None and v is k:
-        return 0
-    if v is not None and isinstance(v.owner, FeaturesOp) and v.owner.x is k:
-        return v.owner.start.value.data
-    return None
+    pages = pages_of(fused, kernel.k, kernel.v)
+    problem = replace(
+        kernel.problem,
+        v_in_k=values_in_keys(fused, kernel.k, kernel.v),
+        block=pages.block if pages is not None else None,
+        pages=pages.pages if pages is not None else 0,
+    )
+    return replace(kernel, problem=problem, table=pages.table if pages is not None else None)
 
 
 def _assemble(fused: FusedOp, chain: Sequence[Operation]) -> Kernel:

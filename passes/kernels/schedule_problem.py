@@ -50,6 +50,9 @@ from flatc.passes.kernels.score_ops import (
 )
 from flatc.passes.simulation.simulator import tensor_name
 
+_RANKS = {"k": 4, "v": 4, "pages": 2}
+"""How many dims tensors have whose query heads are not split."""
+
 STAGES = ("logit", "mask", "softmax", "attend")
 
 
@@ -144,8 +147,11 @@ def _attention(parts: _Parts) -> Attention | None:
         values["scores"] = parts.source(parts.first_of_scores.reads[0])
     if attend is not None:
         values["v"] = parts.source(attend.reads[1])
+    paged = _paged_load(parts)
+    if paged is not None:
+        values["pages"] = parts.source(paged.reads[0])
     found = {role: value for role, value in values.items() if value is not None}
-    if len(found) != len(values) or any(len(_dims(v)) != (4 if r in ("k", "v") else 5) for r, v in found.items()):
+    if len(found) != len(values) or any(len(_dims(value)) != _RANKS.get(role, 5) for role, value in found.items()):
         return None
     scale = logit.scale.value.data if logit is not None and logit.scale is not None else None
     operands = _operands(parts)
@@ -232,7 +238,19 @@ def _problem(parts: _Parts, values: dict[str, SSAValue]) -> AttentionProblem:
         converts_output=attend is not None and accumulator.element_type != result.element_type,
         mask=mask.mask.data if mask is not None and mask.mask is not None else None,
         v_in_k=_values_in_keys(parts, values),
+        block=_block(parts),
+        pages=_dims(values["pages"])[1] if "pages" in values else 0,
     )
+
+
+def _paged_load(parts: _Parts) -> LoadOp | None:
+    """The load of K or V that takes it from pages."""
+    return next((load for load in parts.loads.values() if load.block is not None), None)
+
+
+def _block(parts: _Parts) -> int | None:
+    load = _paged_load(parts)
+    return load.block.data if load is not None and load.block is not None else None
 
 
 def _values_in_keys(parts: _Parts, values: dict[str, SSAValue]) -> int | None:

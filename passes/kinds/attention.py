@@ -42,6 +42,7 @@ class AttentionKind(KernelKind[AttentionProblem, Mapping]):
     def match(self, fused: FusedOp) -> Region[AttentionProblem]:
         kernel = match_kernel(fused)
         values = {"q": kernel.q, "k": kernel.k, "v": kernel.v, "scores": kernel.scores, "result": kernel.result}
+        values["pages"] = kernel.table
         present = {role: value for role, value in values.items() if value is not None}
         return Region(kernel.problem, present | kernel.operands)
 
@@ -83,6 +84,7 @@ class AttentionKind(KernelKind[AttentionProblem, Mapping]):
             "q": (*heads, p.queries, p.d_qk),
             "k": (*keyed, p.d_qk),
             "v": (*keyed, p.d_v),
+            "pages": (p.batch, p.pages),
             "scores": (*heads, p.queries, p.keys),
             "result": (*heads, p.queries, p.d_v if p.has("attend") else p.keys),
             **{operand.role: p.operand_shape(operand) for operand in p.operands},
@@ -96,7 +98,7 @@ class AttentionKind(KernelKind[AttentionProblem, Mapping]):
         scale = kernel.logit.scale.value.data if kernel.logit is not None else None
         q, k, v, scores = (tensors.get(role) for role in ("q", "k", "v", "scores"))
         operands = {operand.role: tensors[operand.role] for operand in problem.operands}
-        found = Tensors(q, k, v, scores, tensors["result"], operands)
+        found = Tensors(q, k, v, scores, tensors["result"], operands, tensors.get("pages"))
         return KernelSchedule(problem, mapping, _element_types(kernel), found, scale).build()
 
     @override

@@ -24,6 +24,7 @@ def check_mapping(problem: AttentionProblem, mapping: Mapping, accelerator: Acce
     _check_product_rows(problem, mapping, kernel)
     _check_units(problem, mapping, accelerator, kernel)
     _check_values_in_keys(problem, mapping, kernel)
+    _check_pages(problem, mapping, kernel)
     _check_stages(mapping, kernel)
     for name, use in (("logit", mapping.logit), ("attend", mapping.attend)):
         if problem.has(name):
@@ -116,6 +117,24 @@ def _check_values_in_keys(problem: AttentionProblem, mapping: Mapping, kernel: s
     if mapping.softmax.total == "attend":
         raise FlatcError(
             f"{kernel}: a column of ones beside V needs a buffer for V, and V is read out of K", help="keep V at key"
+        )
+
+
+def is_whole_pages(key: int, keys: int, block: int | None) -> bool:
+    """Whether every tile of `key` keys begins with a page, or lies within one."""
+    return block is None or key % block == 0 or block % key == 0 or key == keys
+
+
+def _check_pages(problem: AttentionProblem, mapping: Mapping, kernel: str) -> None:
+    key, block = mapping.tiles.key, problem.block
+    if block is None:
+        return
+    if is_product_rows(problem, mapping):
+        raise FlatcError(f"{kernel}: rows without a softmax do not load pages", help="use softmax(none)")
+    if not is_whole_pages(key, problem.keys, block):
+        raise FlatcError(
+            f"{kernel}: tiles of {key} keys cut through pages of {block}",
+            help=f"use a multiple or a divisor of {block}, or all {problem.keys} keys",
         )
 
 

@@ -24,6 +24,7 @@ from typing import Any
 from flatc.dialects.accelerator import Accelerator
 from flatc.passes.cost.closed_form import Columns
 from flatc.passes.kernels.problem import AttentionProblem
+from flatc.passes.mapping.legal_mapping import is_whole_pages
 
 MULTIPLES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 MOST_BALANCED = 16
@@ -115,6 +116,14 @@ def _query_tiles(problem: AttentionProblem, accelerator: Accelerator, strategy: 
     return [tile for tile in tiles if -(-problem.queries // tile) <= most]
 
 
+def _key_tiles(problem: AttentionProblem, accelerator: Accelerator) -> list[int]:
+    """Tiles of keys. Where these lie in pages: whole pages or parts of one, pages times powers of 2 among them."""
+    found, block, keys = set(tile_sizes(problem.keys, accelerator.array.columns)), problem.block, problem.keys
+    if block is not None:
+        found |= {block << power for power in range(keys.bit_length()) if block << power <= keys}
+    return sorted(tile for tile in found if is_whole_pages(tile, keys, block))
+
+
 def _divisors(number: int) -> list[int]:
     return [d for d in range(1, min(number, MOST_HEADS_IN_A_TILE) + 1) if number % d == 0]
 
@@ -140,7 +149,7 @@ def tiles(problem: AttentionProblem, accelerator: Accelerator, strategy: str) ->
 
     heads = np.array(head_tiles(problem, strategy), dtype=np.int64)
     queries = np.array(_query_tiles(problem, accelerator, strategy), dtype=np.int64)
-    keys = np.array(tile_sizes(problem.keys, accelerator.array.columns), dtype=np.int64)
+    keys = np.array(_key_tiles(problem, accelerator), dtype=np.int64)
     which, query, key = (grid.reshape(-1) for grid in np.meshgrid(np.arange(len(heads)), queries, keys, indexing="ij"))
     batch, kv_head, group = heads[which].T
     return Columns(batch, kv_head, group, query, key, *[np.ones_like(query)] * 14)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from xdsl.utils.exceptions import VerifyException
 
-from flatc.dialects.spatial import ExtendOp, storage
+from flatc.dialects.spatial import ExtendOp, PagedOp, storage
 from tests.support import schedule_of
 
 SCHEDULE = """spatial.schedule @f inputs ["c"] (%c : !spatial.tensor<1x2x4x8xbf16>) outputs ["c"] {{
@@ -30,6 +30,21 @@ def test_a_view_may_take_dims_in_another_order_and_split_them_further():
     module.verify()
     assert HEADS in str(module)
     assert split in str(module)
+
+
+PAGED = (
+    "%p = spatial.paged %c by %t : !spatial.tensor<1x2x4x8xbf16>, !spatial.tensor<3x1xi32>"
+    " -> !spatial.tensor<3x2x4x8xbf16>"
+)
+TABLE = '%t = spatial.offchip "t" : !spatial.tensor<3x1xi32>'
+
+
+def test_sequences_in_pages_lie_in_their_pool():
+    module = schedule(TABLE, PAGED)
+    module.verify()
+    assert PAGED in str(module)
+    (paged,) = (op for op in module.walk() if isinstance(op, PagedOp))
+    assert storage(paged.tensor) is paged.source
 
 
 def test_both_read_back_from_their_text_and_lie_in_the_cache():
@@ -59,6 +74,9 @@ def test_both_read_back_from_their_text_and_lie_in_the_cache():
             (HEADS, "%j = spatial.view %h : !spatial.tensor<1x4x2x8xbf16> -> !spatial.tensor<1x8x8xbf16>"),
             "not be joined",
         ),
+        ((TABLE, PAGED.replace("3x2x4x8", "3x2x5x8")), "does not give"),
+        ((TABLE, PAGED.replace("3x2x4x8", "2x2x4x8")), "does not give"),
+        ((TABLE.replace("i32", "i64"), PAGED.replace("i32", "i64")), "does not give"),
         (
             (GROWN, WINDOW, "%v = spatial.view %w : !spatial.tensor<1x1x2x8xbf16> -> !spatial.tensor<16xbf16>"),
             "dims can be split and not be joined",
