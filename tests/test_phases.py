@@ -19,7 +19,9 @@ from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.mapping import ArrayUse, Keep, Mapping, Softmax, Stages, Tiles
 from flatc.interpreter import random_inputs, run_schedule
 from flatc.interpreter.reference import attention
+from flatc.passes.cost.explanation import explain
 from flatc.report import to_json, to_text
+from flatc.report.build import schedule_of
 from tests.support import Shape, random_mapping
 
 LLAMA = Path(__file__).resolve().parent.parent / "examples" / "llama3_8b_gqa.flat"
@@ -135,6 +137,29 @@ def test_bytes_energy_and_numbers_follow_the_storage_types(q: str, kv: str):
     assert run.offchip_bytes == moved(result)
 
 
+@pytest.mark.parametrize("scales", [[8, 1, 1], [1]], ids=["a scale for each head", "one scale"])
+def test_scales_of_keys_and_values_in_i8_fold_into_queries_and_outputs(scales: list[int]):
+    """K and V move as they are stored, a byte each; scales are priced where they are applied, on the vector unit."""
+    graph = Graph("quantised", dtype="bf16", softmax="f32")
+    q, ks, vs = graph.input("q", [1, 8, 1, 16]), graph.input("ks", scales), graph.input("vs", scales)
+    k, v = (graph.input(name, [1, 2, 33, 16], "i8") for name in ("k8", "v8"))
+    graph.output(graph.attention(q * ks, k, v, mask=causal()) * vs, names=["a"])
+    result = flatc.compile(graph, "edge", strategy="online", objective="offchip")
+    assert [kernel.name for kernel in result.report.kernels] == ["multiply", "attention", "multiply_1"]
+    assert [totals(result)[name] for name in ("k8", "v8")] == [(2 * 33 * 16, 0)] * 2
+    inputs = random_inputs(result.schedule, 0)
+    per_head = scales if len(scales) == 3 else [1, 1, 1]
+    by_key = [np.broadcast_to(inputs[n].astype(np.float64).reshape(per_head), (8, 1, 1)) for n in ("ks", "vs")]
+    for name, scale in zip(("ks", "vs"), by_key, strict=True):  # heads that share keys share scales
+        inputs[name] = np.repeat(scale[::4], 4, axis=0)[: per_head[0]].reshape(scales).astype(inputs[name].dtype)
+    shared = [np.broadcast_to(inputs[n].astype(np.float64).reshape(per_head), (8, 1, 1))[::4] for n in ("ks", "vs")]
+    run = result.run(inputs)
+    assert run.passed
+    assert run.offchip_bytes == totals(result)
+    expected = attention(inputs["q"], inputs["k8"] * shared[0], inputs["v8"] * shared[1])
+    np.testing.assert_allclose(run.reference["a"], expected, rtol=1e-9, atol=1e-12)
+
+
 def test_products_of_integers_accumulate_in_i32():
     """Exactly: a sum of 2048 products of 127 and -128 needs 25 bits."""
     graph = Graph("whole", dtype="bf16", softmax="f32")
@@ -189,6 +214,15 @@ def test_appending_writes_new_rows_and_copies_no_old_ones(phase: str):
     run = result.run()
     assert run.passed
     assert run.offchip_bytes == traffic == totals(flatc.compile(cached(new, old), mapping=result.mapping_text))
+
+
+def test_explaining_tells_rows_that_are_read_from_rows_that_are_appended():
+    """Both are in the cache; a row that is appended and read back is read once more than it must be."""
+    result = flatc.compile(cached(4, 4), "edge", strategy="online", objective="offchip")
+    found = explain(schedule_of(result.schedule), result.report.accelerator)
+    moved = {cause.name for cause in found.causes if cause.name.endswith("times")}
+    assert moved == {"reads ck 2.00 times", "reads cv 2.00 times"}
+    assert sum(cause.cycles for cause in found.causes) == found.gap_cycles
 
 
 def test_a_kernel_whose_result_is_appended_stores_into_the_cache():

@@ -20,7 +20,17 @@ from flatc.builder import DTYPES, BiasExpr, Graph, MaskExpr, Tensor
 from flatc.dialects.diagnostics import FlatcError, Position, did_you_mean
 from flatc.frontend.arithmetic import Arithmetic
 from flatc.frontend.dims import DimTable
-from flatc.frontend.functions import BIASES, CONSTANTS, FUNCTIONS, MASKS, NUMERIC, RESERVED, Kind, Signature
+from flatc.frontend.functions import (
+    BIASES,
+    CONSTANTS,
+    FUNCTIONS,
+    MASKS,
+    NOT_ATTENTION,
+    NUMERIC,
+    RESERVED,
+    Kind,
+    Signature,
+)
 from flatc.frontend.source import Source
 from flatc.frontend.syntax import Call, Chain, Expression, Name, Negated, Number
 
@@ -235,6 +245,10 @@ class Expressions:
         for option in call.options:
             word = option.name.text
             if word not in signature.options:
+                if "dropout" in word and isinstance(option.value, Number) and option.value.value == 0:
+                    continue
+                if word in NOT_ATTENTION:
+                    raise self._source.error(f"'{word}' is not supported: {NOT_ATTENTION[word]}", option.name.at)
                 known = ", ".join(signature.options)
                 raise self._source.error(
                     f"'{name}' has no option '{word}'",
@@ -311,6 +325,8 @@ class Expressions:
                 raise source.error(f"'{word}' is {self._what(word)}, not {wanted}", at, help=_usage(word, wanted))
             case Call(_, Name(where, word)) if word in self._known() - {*CALLABLE}:
                 raise source.error(f"'{word}' is {self._what(word)}, not a function", where)
+            case Call(_, Name(where, word)) if word in NOT_ATTENTION:
+                raise source.error(f"'{word}' is not supported: {NOT_ATTENTION[word]}", where)
             case Call(_, Name(where, word)) if word not in CALLABLE:
                 near = did_you_mean(word, CALLABLE) or f"the functions are {', '.join(FUNCTIONS)}"
                 raise source.error(f"unknown function '{word}'", where, help=near)

@@ -85,6 +85,24 @@ BIASES: Mapping[str, Signature] = {
 }
 """Words whose result is a bias of the scores."""
 
+_SCORES_BY_CONTENT = "flatc compiles attention that scores every visible pair of query and key"
+
+NOT_ATTENTION: Mapping[str, str] = {
+    **dict.fromkeys(("linear_attention", "linear_attn"), f"linear attention has no scores; {_SCORES_BY_CONTENT}"),
+    **dict.fromkeys(
+        ("topk", "top_k", "topk_attention", "index_topk", "sparse_attention"),
+        f"top-k attention chooses keys by their scores; {_SCORES_BY_CONTENT}",
+    ),
+    **dict.fromkeys(
+        ("disentangled", "disentangled_attention", "pos_att_type", "relative_key"),
+        "disentangled attention (DeBERTa) multiplies queries and keys by positions too, which is more than one product",
+    ),
+    **dict.fromkeys(
+        ("dropout", "dropout_p", "attention_dropout"), "dropout belongs to training, and flatc compiles inference"
+    ),
+}
+"""Words of attentions that flatc refuses by name, with the reason; as functions, and as options of `attention`."""
+
 CONSTANTS = ("true", "false")
 NUMERIC = ("sqrt",)
 

@@ -239,6 +239,37 @@ g.flat:6:11: error: unknown type 'fp8'
    = help: write f8E4M3FN or f8E5M2""",
     ),
     (
+        "y = attention(q, q, q, dropout = 0.1)",
+        """\
+g.flat:6:24: error: 'dropout' is not supported: dropout belongs to training, and flatc compiles inference
+ 6 | y = attention(q, q, q, dropout = 0.1)
+   |                        ^~~~~~~""",
+    ),
+    (
+        "y = linear_attention(q, q, q)",
+        """\
+g.flat:6:5: error: 'linear_attention' is not supported: linear attention has no scores; flatc compiles attention \
+that scores every visible pair of query and key
+ 6 | y = linear_attention(q, q, q)
+   |     ^~~~~~~~~~~~~~~~""",
+    ),
+    (
+        "y = attention(q, q, q, topk = 64)",
+        """\
+g.flat:6:24: error: 'topk' is not supported: top-k attention chooses keys by their scores; flatc compiles attention \
+that scores every visible pair of query and key
+ 6 | y = attention(q, q, q, topk = 64)
+   |                        ^~~~""",
+    ),
+    (
+        "y = disentangled_attention(q, q, q)",
+        """\
+g.flat:6:5: error: 'disentangled_attention' is not supported: disentangled attention (DeBERTa) multiplies queries \
+and keys by positions too, which is more than one product
+ 6 | y = disentangled_attention(q, q, q)
+   |     ^~~~~~~~~~~~~~~~~~~~~~""",
+    ),
+    (
         "dtype bf16, accumulate i8",
         """\
 g.flat:6:24: error: products cannot accumulate in i8
