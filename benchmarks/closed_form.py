@@ -86,7 +86,7 @@ def a_million_in_a_space(problem: AttentionProblem, accelerator: Accelerator) ->
     return priced
 
 
-def _unfolded(size: int) -> Callable[[str, str], tuple[Any, Any]]:
+def _unfolded(size: int) -> Callable[[str, Any], tuple[Any, Any]]:
     """Folds of 1."""
     import numpy as np
 

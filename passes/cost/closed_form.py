@@ -861,7 +861,8 @@ class SharedCounts:
         shared = SharedCounts(problem, accelerator, tiles, folds)
         shared.counts(structure)                  # a row for each of `tiles`
 
-    `tiles` needs batch, kv_head, group, query and key only; `folds(product, stationarity)` gives a product's folds.
+    `tiles` needs batch, kv_head, group, query and key only; `folds(product, structure)` gives a product's folds, which
+    depend on its stationarity, on whether scores are held, and on whether row sums are in the attend.
     """
 
     def __init__(
@@ -869,7 +870,7 @@ class SharedCounts:
         problem: AttentionProblem,
         accelerator: Accelerator,
         tiles: Columns,
-        folds: Callable[[str, str], tuple[Ints, Ints]],
+        folds: Callable[[str, Structure], tuple[Ints, Ints]],
     ):
         self.problem, self.accelerator, self.tiles, self.folds = problem, accelerator, tiles, folds
         self.geometry = key_geometry(problem, tiles.query, tiles.key)
@@ -890,7 +891,7 @@ class SharedCounts:
             tiles = self.tiles
             product = "attend" if part == "vector" and structure.held else part
             if product in ("logit", "attend"):
-                rows, columns = self.folds(product, getattr(structure, f"{product}_stationarity"))
+                rows, columns = self.folds(product, structure)
                 tiles = replace(tiles, **{f"{product}_fold_rows": rows, f"{product}_fold_columns": columns})
             found = _Counter(self.problem, self.accelerator, key, tiles, self.geometry).counts(part)
             self._parts[part, key] = found

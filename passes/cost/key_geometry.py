@@ -9,7 +9,7 @@ loop bounds, so that counting and executing cannot disagree.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache, reduce
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from flatc.dialects.masks import Mask
@@ -141,12 +141,12 @@ def _count(problem: _Question, rows: int, tiles: tuple[int, ...]) -> Ints:
     start = np.arange(0, problem.queries, rows, dtype=np.int64)[:, None]
     last = np.minimum(start + rows, problem.queries) - 1
     at = {"start": start, "last": last}
-    visited = _visited(live, at, tile)
-    trips: Any = sum(upper - lower for lower, upper in visited)
-    ends: list[Any] = [(upper > lower) & (upper == -(-problem.keys // tile)) for lower, upper in visited]
-    last_is_ragged: Any = reduce(np.logical_or, ends) & (problem.keys % tile > 0)
-    strip: Any = sum(np.maximum(np.minimum(upper * tile, problem.keys) - lower * tile, 0) for lower, upper in visited)
-    masked, masked_ragged = _edges(problem, edge, at, visited, tile, last_is_ragged)
+    lower = live.lower.evaluate(at) // tile
+    upper = start * 0 - (-live.upper.evaluate(at) // tile)
+    trips = np.maximum(upper - lower, 0)
+    last_is_ragged = (trips > 0) & (upper == -(-problem.keys // tile)) & (problem.keys % tile > 0)
+    strip = np.where(trips > 0, np.minimum(upper * tile, problem.keys) - lower * tile, 0)
+    masked, masked_ragged = _edges(problem, edge, at, lower, upper, tile, last_is_ragged)
     table = [trips - last_is_ragged, last_is_ragged, masked - masked_ragged, masked_ragged, trips > 0, strip]
     sums = [column.sum(axis=0) for column in table]
     ragged = [column[-1] * (problem.queries % rows > 0) for column in table]
@@ -154,39 +154,21 @@ def _count(problem: _Question, rows: int, tiles: tuple[int, ...]) -> Ints:
     return np.stack([*full, *ragged, np.maximum(strip.max(axis=0), 1)], axis=1)
 
 
-def _visited(live: LiveKeys, at: dict[str, Ints], tile: Ints) -> list[tuple[Ints, Ints]]:
-    """For each query tile the first key tile and one past the last, of one range of keys or of two."""
-    import numpy as np
-
-    found: list[tuple[Ints, Ints]] = []
-    for lower, upper in live.ranges:
-        first = at["start"] * 0 + lower.evaluate(at) // tile
-        if found:
-            first = np.maximum(first, found[-1][1])
-        found.append((first, np.maximum(first, -(-upper.evaluate(at) // tile))))
-    return found
-
-
 def _edges(
-    problem: _Question,
-    edge: LiveKeys,
-    at: dict[str, Ints],
-    visited: list[tuple[Ints, Ints]],
-    tile: Ints,
-    last_is_ragged: Ints,
+    problem: _Question, edge: LiveKeys, at: dict[str, Ints], lower: Ints, upper: Ints, tile: Ints, last_is_ragged: Ints
 ) -> tuple[Ints, Ints]:
     """For each query tile: how many visited key tiles are masked, and whether the ragged one is among them."""
     import numpy as np
 
     key_tiles = -(-problem.keys // tile)
-    masked: Any = sum(upper - lower for lower, upper in visited)
-    ragged_clean: Any = masked < 0
-    for full_lower, full_upper in (tuple(bound.evaluate(at) for bound in bounds) for bounds in edge.full):
-        inside = np.where(full_upper >= problem.keys, key_tiles, full_upper // tile)
-        for lower, upper in visited:
-            # Tiles [clean_from, clean_to) lie inside what every row sees and need no mask.
-            clean_from = np.clip(-(-full_lower // tile), lower, upper)
-            clean_to = np.clip(inside, clean_from, upper)
-            masked = masked - (clean_to - clean_from)
-            ragged_clean = ragged_clean | ((clean_to == key_tiles) & (clean_to > clean_from))
+    trips = np.maximum(upper - lower, 0)
+    if edge.full is None:
+        return trips, last_is_ragged * 1
+    full_lower, full_upper = (bound.evaluate(at) for bound in edge.full)
+    # Tiles [clean_from, clean_to) lie inside what every row sees and need no mask.
+    clean_from = np.clip(-(-full_lower // tile), lower, upper)
+    ends_inside = np.where(full_upper >= problem.keys, key_tiles, full_upper // tile)
+    clean_to = np.clip(ends_inside, clean_from, np.maximum(upper, clean_from))
+    masked = trips - np.minimum(np.maximum(clean_to - clean_from, 0), trips)
+    ragged_clean = (clean_to == key_tiles) & (clean_to > clean_from)
     return masked, (last_is_ragged & ~ragged_clean) * 1

@@ -23,7 +23,7 @@ from flatc.dialects.spatial import (
     make_for,
 )
 from flatc.passes.cost.primitive_costs import ceil_divide
-from flatc.passes.kernels.live_keys import live_keys, tile_ranges
+from flatc.passes.kernels.live_keys import live_keys
 from flatc.passes.kernels.nest import Nest
 from flatc.passes.kernels.problem import AttentionProblem
 
@@ -87,7 +87,6 @@ class NestBuilder(Nest):
         # The query loop is always there: it is the loop that everything else is pipelined in.
         self.outer = [dim for dim in LOOPS if self.trips[dim] > 1 or dim == "query"]
         self._live = live_keys(problem.mask if problem.skips_hidden else None, problem.keys)
-        self._two = tile_ranges(self._live, self.tile["key"]) if len(self._live.ranges) == 2 else None
         self.edge = live_keys(problem.mask, problem.keys)
         self.resident: dict[str, tuple[SSAValue, SSAValue]] = {}
         # The tile of K that was loaded last, and its token.
@@ -98,16 +97,10 @@ class NestBuilder(Nest):
 
     def start(self, dim: str) -> Expr:
         """Index of the first element of the current tile along `dim`."""
-        if self.trips[dim] == 1:
-            return const(0)
-        if dim == "key" and self._two is not None:
-            return self.at_rows(self._two.tile(var("key"), self.trips["key"])) * self.tile["key"]
-        return var(dim) * self.tile[dim]
+        return var(dim) * self.tile[dim] if self.trips[dim] > 1 else const(0)
 
     def extent(self, dim: str) -> Expr:
         """Elements of the current tile along `dim`; the last tile may be ragged."""
-        if self.size[dim] % self.tile[dim] == 0:
-            return const(self.tile[dim])
         return self.simplified(minimum(self.tile[dim], self.size[dim] - self.start(dim)))
 
     def at_rows(self, expr: Expr) -> Expr:
@@ -116,26 +109,20 @@ class NestBuilder(Nest):
         return self.simplified(expr.substitute({"start": start, "last": start + self.extent("query") - 1}))
 
     def key_range(self) -> tuple[Expr, Expr]:
-        """Bounds of the loop over the key tiles that the current query tile visits: places in `TileRanges`, if two."""
+        """First and one past the last key tile that the current query tile visits."""
         tile = self.tile["key"]
-        if self._two is not None:
-            return const(0), self.at_rows(self._two.counts[0] + self._two.counts[1])
         return self.at_rows(self._live.lower // tile), self.at_rows(ceildiv(self._live.upper, tile))
 
     def strip_keys(self) -> Expr:
         """Keys in a whole row strip: all tiles that the query tile visits."""
         lower, upper = self.key_range()
         tile = self.tile["key"]
-        if self._two is not None:
-            ranges = zip(self._two.starts, self._two.counts, strict=True)
-            parts = (minimum(count * tile, maximum(0, self.size["key"] - start * tile)) for start, count in ranges)
-            return self.at_rows(sum(parts, start=const(0)))
         keys = minimum(upper * tile, self.size["key"]) - lower * tile
         return self.simplified(maximum(0, keys))
 
     def strip_width(self) -> int:
         """The most keys a row strip ever holds."""
-        if self._two is None and self._live.lower.is_constant() and self._live.upper.is_constant():
+        if self._live.lower.is_constant() and self._live.upper.is_constant():
             return self.size["key"]
         import numpy as np
 

@@ -22,7 +22,6 @@ from xdsl.ir import Attribute, SSAValue
 from flatc.dialects.attn import MaskAttr
 from flatc.dialects.quasi_affine import Expr, ceildiv, const, maximum, minimum, var
 from flatc.dialects.spatial import Access, BufferType, MatmulOp, OnArray, VectorOp, YieldOp, make_for
-from flatc.passes.kernels.live_keys import Bounds
 from flatc.passes.kernels.nest_builder import KeyBody, NestBuilder
 from flatc.passes.kernels.score_work import ScoreWork
 
@@ -189,7 +188,7 @@ class QueryTile:
 
     def _strip_window(self, strip: SSAValue) -> Access:
         lower, _ = self.kernel.key_range()
-        offset = (var("key") - lower) * self.kernel.tile["key"]
+        offset = self.kernel.start("key") - lower * self.kernel.tile["key"]
         if self.kernel.trips["key"] == 1:
             offset = const(0)
         return Access(strip, (*[const(0)] * 4, offset))
@@ -270,8 +269,8 @@ class QueryTile:
         if self.problem.mask is None and not self.problem.score_ops:
             return filled
         first: Expr | None = None
-        if len(kernel.edge.full) == 1 and not self.problem.score_ops:
-            lower, upper = (kernel.at_rows(bound) for bound in kernel.edge.full[0])
+        if kernel.edge.full is not None and not self.problem.score_ops:
+            lower, upper = (kernel.at_rows(bound) for bound in kernel.edge.full)
             if lower.is_constant() and lower.constant <= 0:
                 first = upper // kernel.tile["key"]
 
@@ -280,13 +279,12 @@ class QueryTile:
 
         return kernel.key_loop(change, stream=False, stage=self.stages.softmax, first=first, init=filled)
 
-    def _crosses_edge(self) -> Expr:
-        """Positive where some row of the tile does not see some key of it, as far as one range of keys says."""
-        return minimum(*map(self._leaves, self.kernel.edge.full))
-
-    def _leaves(self, full: Bounds) -> Expr:
-        """Positive where the tile is not inside of keys that every row sees."""
+    def _crosses_edge(self) -> Expr | None:
+        """Positive where some row of the tile does not see some key of it; None if that must be assumed."""
         kernel = self.kernel
+        full = kernel.edge.full
+        if full is None:
+            return None
         lower, upper = (kernel.at_rows(bound) for bound in full)
         start = kernel.start("key")
         beyond = start + kernel.extent("key") - upper

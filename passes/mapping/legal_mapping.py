@@ -83,7 +83,7 @@ def _check_product_rows(problem: AttentionProblem, mapping: Mapping, kernel: str
         return
     if mapping.interleave != 1:
         whole = all(problem.has(stage) for stage in ("logit", "softmax", "attend"))
-        changed = problem.has("mask") or problem.operands or problem.score_ops
+        changed = problem.has("mask") or problem.operands or problem.score_ops or mapping.keep.v_level == "k"
         if mapping.softmax.algorithm != "online" or not whole or changed:
             raise FlatcError(
                 f"{kernel}: query tiles are interleaved in rows without a softmax, and in an online softmax of whole "

@@ -8,6 +8,9 @@ Tiles come from stated finite sets, so that "best" has a meaning:
                  corners: all heads of one batch, all of every batch
     pipelining   `overlapped`: attend works one trip behind logit on a second set of scores;
                  `in turn`: one set of scores, array and vector unit alternate; `single`: no second slot anywhere
+    PEs          where they can do max, exp and add: all softmax work of scores on tiles in their registers, 1, 3 or 5
+                 tiles between logit and attend and loads 1, 2 or 4 tiles ahead, products added on the vector unit, K
+                 and V at the same level (`auto`)
 
 A strategy restricts the space. FLAT's granularities (Kao et al., ASPLOS 2023, section 4.3) fix the tiles outside
 the rows: M-Gran takes everything at once, B-Gran one batch, H-Gran one head, R-Gran some rows of one head.
@@ -39,6 +42,10 @@ class Pipelining:
     stages: tuple[int, int, int, int, int]
     slots: int
     score_slots: int
+    q_slots: int = 0
+    key_slots: int = 0
+    head_slots: int = 0
+    """Slots of Q, of tiles of K and V, and of all K or V of a head; `slots` where 0."""
 
 
 OVERLAPPED = Pipelining((0, 0, 1, 1, 2), 2, 2)
@@ -46,6 +53,38 @@ IN_TURN = Pipelining((0, 0, 0, 0, 1), 2, 1)
 SINGLE = Pipelining((0, 0, 0, 0, 0), 1, 1)
 TO_MEMORY = Pipelining((0, 0, 0, 0, 1), 2, 2)
 """For kernels whose result leaves from the score buffer: one tile is stored while the next is made."""
+
+
+def _in_registers(lead: int, depth: int) -> Pipelining:
+    """Loads `lead` tiles ahead of the logit, the attend `depth` tiles behind it; slots for what is in between."""
+    stages = (0, lead, lead, lead + depth, lead + depth + 1)
+    return Pipelining(stages, 2, depth + 1, q_slots=lead + 2, key_slots=lead + depth + 2, head_slots=lead + 1)
+
+
+IN_REGISTERS = (_in_registers(1, 1), _in_registers(2, 3), _in_registers(4, 5))
+"""For score tiles in the registers of PEs: waves through the array take longer than the work on a tile, so several are
+under way, and the loads behind a store must not wait until it is due."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which unit does what of a softmax and its sums; see `mapping.Softmax`."""
+
+    maximum: str = "vector"
+    exponential: str = "vector"
+    total: str = "vector"
+    add: str = "array"
+
+
+ON_VECTOR = Placement()
+ON_ARRAY = Placement("array", "array", "array", "vector")
+
+
+def can_hold_scores(accelerator: Accelerator) -> bool:
+    """Whether score tiles may stay in the PEs for all of the softmax."""
+    array = accelerator.array
+    able = all(array.cycles_of(operation) is not None for operation in ("max", "exp", "add"))
+    return able and array.rows == array.columns and {"output", "input"} <= set(array.stationarities)
 
 
 def pipelinings(problem: AttentionProblem) -> tuple[Pipelining, ...]:
@@ -57,25 +96,49 @@ def pipelinings(problem: AttentionProblem) -> tuple[Pipelining, ...]:
 
 @dataclass(frozen=True)
 class Family:
-    """One corner of the map space: an algorithm, where K and V stay, a pipelining."""
+    """One corner of the map space: an algorithm, where K and V stay, a pipelining, which unit does what."""
 
     algorithm: str
     divide: str
     k_level: str
     v_level: str
     pipelining: Pipelining
+    placement: Placement = ON_VECTOR
+
+    @property
+    def held(self) -> bool:
+        """Whether score tiles stay in the registers of PEs."""
+        return self.placement == ON_ARRAY
 
 
-def families(problem: AttentionProblem, strategy: str) -> Iterator[Family]:
-    """Every family that a strategy admits for a kernel."""
+def families(problem: AttentionProblem, strategy: str, accelerator: Accelerator | None = None) -> Iterator[Family]:
+    """Every family that a strategy admits for a kernel on a machine; without one, those of machines with plain PEs."""
     for algorithm in _algorithms(problem, strategy):
         divide = "early" if algorithm == "streamed" or not problem.has("attend") else "late"
         if algorithm == "rows" and problem.has("attend") and problem.keys < problem.d_v:
             divide = "early"
         for k_level in ("key", "kv_head") if problem.has("logit") else ("key",):
             for v_level in _value_levels(problem, algorithm, k_level):
-                for pipelining in pipelinings(problem):
-                    yield Family(algorithm, divide, k_level, v_level, pipelining)
+                for placement, found in _placements(problem, strategy, accelerator, algorithm):
+                    if placement == ON_ARRAY and v_level not in (k_level, "k"):
+                        continue
+                    for pipelining in found:
+                        yield Family(algorithm, divide, k_level, v_level, pipelining, placement)
+
+
+def _placements(
+    problem: AttentionProblem, strategy: str, accelerator: Accelerator | None, algorithm: str
+) -> list[tuple[Placement, tuple[Pipelining, ...]]]:
+    """Where the work of a softmax may run, each with its pipelinings."""
+    usual = pipelinings(problem)
+    found = [(ON_VECTOR, usual)]
+    if strategy != "auto" or not (problem.has("softmax") and problem.has("attend")):
+        return found
+    if problem.operands or problem.score_ops or problem.sink is not None:
+        return found
+    if algorithm == "online" and problem.has("logit") and accelerator and can_hold_scores(accelerator):
+        found.append((ON_ARRAY, IN_REGISTERS))
+    return found
 
 
 def _value_levels(problem: AttentionProblem, algorithm: str, k_level: str) -> tuple[str, ...]:
@@ -164,15 +227,17 @@ def columns(tiles: Columns, family: Family) -> Columns:
 
     pipelining = family.pipelining
     slots = fill(pipelining.slots)
+    by_level = {"key": pipelining.key_slots or pipelining.slots, "kv_head": pipelining.head_slots or pipelining.slots}
+    by_level["k"] = 1
     load, logit, softmax, attend, store = map(fill, pipelining.stages)
     # A tile of K that V is read out of stays until attend.
     longer = family.v_level == "k" and family.k_level == "key"
-    k_slots = slots + (attend - load) * longer
+    k_slots = fill(by_level[family.k_level]) + (attend - load) * longer
     return replace(
         tiles,
-        q_slots=slots,
+        q_slots=fill(pipelining.q_slots or pipelining.slots),
         k_slots=k_slots,
-        v_slots=slots if family.v_level != "k" else fill(1),
+        v_slots=fill(by_level[family.v_level]),
         score_slots=fill(pipelining.score_slots),
         output_slots=slots,
         load=load,

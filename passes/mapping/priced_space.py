@@ -39,6 +39,7 @@ from flatc.passes.cost.closed_form import (
     evaluate,
     mapping_at,
     peak_buffer_bytes,
+    register_bytes_per_pe,
     relevant,
     total_work,
 )
@@ -82,7 +83,6 @@ class PricedSpace:
         self._lower: dict[Structure, list[Any]] = {}
         self._uses: dict[tuple[str, Structure], dict[str, Any]] = {}
         self._undominated: dict[Structure, Any] = {}
-        self._largest_folds: dict[tuple[str, str], tuple[Any, Any]] = {}
 
     @property
     def size(self) -> int:
@@ -96,13 +96,21 @@ class PricedSpace:
     @cached_property
     def families(self) -> list[Candidates]:
         """The mappings of every family that fit the machine."""
-        return [self.of(family) for family in families(self.problem, self.strategy)]
+        return [self.of(family) for family in families(self.problem, self.strategy, self.accelerator)]
 
     def structures(self, family: Family) -> list[Structure]:
         """A family with every stationarity of each product."""
-        f = family
+        f, place = family, family.placement
         uses = product(*(self._stationarities(name) for name in ("logit", "attend")))
-        return [Structure(f.algorithm, f.divide, f.k_level, f.v_level, logit, attend) for logit, attend in uses]
+        uses = [("output", "input")] if family.held else list(uses)
+        whole = Structure(
+            *(f.algorithm, f.divide, f.k_level, f.v_level, "", ""),
+            maximum=place.maximum,
+            exponential=place.exponential,
+            total=place.total,
+            add=place.add,
+        )
+        return [replace(whole, logit_stationarity=logit, attend_stationarity=attend) for logit, attend in uses]
 
     def _stationarities(self, name: str) -> tuple[str, ...]:
         found = self.accelerator.array.stationarities
@@ -119,8 +127,8 @@ class PricedSpace:
     def _not_dominated(self, name: Literal["logit", "attend"], structure: Structure) -> Any:
         import numpy as np
 
-        if not self.problem.has(name) or (name == "attend" and structure.held):
-            # Where PEs work on score tiles, the softmax is folded as attend is: more than attend depends on its use.
+        if not self.problem.has(name) or structure.held:
+            # Where PEs work on score tiles, there is one use of the array.
             return np.ones(self.size, dtype=bool)
         ours = getattr(structure, f"{name}_stationarity")
         stationarities = self._stationarities(name)
@@ -146,28 +154,28 @@ class PricedSpace:
             self._lower[structure] = found
         return found
 
-    def _folds(self, name: str, stationarity: str) -> tuple[Any, Any]:
-        """The largest folds of a product that the machine permits and the tile has pieces for."""
-        found = self._largest_folds.get((name, stationarity))
-        if found is None:
-            found = self._largest_folds[name, stationarity] = self._counted_folds(name, stationarity)
-        return found
+    def _folds(self, name: str, structure: Structure) -> tuple[Any, Any]:
+        """The largest folds of a product that the machine permits and the tile has pieces for.
 
-    def _counted_folds(self, name: str, stationarity: str) -> tuple[Any, Any]:
+        None where score tiles stay in registers, which both products and the softmax must lay out alike.
+        """
+        if structure.held:
+            return self.tiles.batch * 0 + 1, self.tiles.batch * 0 + 1
         array, tiles = self.accelerator.array, self.tiles
         batch, rows = tiles.batch * tiles.kv_head, tiles.group * tiles.query
         if name == "logit":
             tile = MatmulTile(batch, rows, tiles.key, rows * 0 + self.problem.d_qk)
         else:
-            tile = MatmulTile(batch, rows, rows * 0 + self.problem.d_v, tiles.key)
-        return largest_folds(array, stationarity, tile)
+            width = self.problem.d_v + structure.sums_in_attend
+            tile = MatmulTile(batch, rows, rows * 0 + width, tiles.key)
+        return largest_folds(array, getattr(structure, f"{name}_stationarity"), tile)
 
     def with_folds(self, columns: Columns, structure: Structure, rows: Any) -> Columns:
         """`columns`, which are the tiles at `rows`, with the folds of a structure."""
         folds: dict[str, Any] = {}
         for name in ("logit", "attend"):
             if self.problem.has(name):
-                found = self._folds(name, getattr(structure, f"{name}_stationarity"))
+                found = self._folds(name, structure)
                 folds |= {f"{name}_fold_{of}": fold[rows] for of, fold in zip(("rows", "columns"), found, strict=True)}
         return replace(columns, **folds)
 
@@ -183,7 +191,11 @@ class Candidates:
         column = columns(space.tiles, family)
         peak = peak_buffer_bytes(space.problem, self.structures[0], column, space.shared.geometry)
         self.least_bytes = int(peak.min())
-        self.rows = np.flatnonzero(peak <= space.accelerator.buffer.capacity_bytes)
+        fits = peak <= space.accelerator.buffer.capacity_bytes
+        room, array = space.accelerator.registers.bytes_per_pe, space.accelerator.array
+        if family.held and room:
+            fits &= register_bytes_per_pe(space.problem, self.structures[0], column, array) <= room
+        self.rows = np.flatnonzero(fits)
         self.columns, self.peak = column.take(self.rows), peak[self.rows]
 
     @property
@@ -210,7 +222,7 @@ class Candidates:
         import numpy as np
 
         total = 0
-        found: dict[tuple[Structure, int], tuple[Ranking, Ranking]] = {}
+        found: dict[Mapping, Priced] = {}
         for structure in self.structures:
             bounds = [bound[self.rows] for bound in self.space.lower_bounds(structure)]
             open_ = self._open(structure, bounds, ranking)
@@ -221,11 +233,11 @@ class Candidates:
             total += len(here)
             for keys in (priced.order, priced.promise):
                 for i in here[np.lexsort([key[here] for key in keys[::-1]])[: most // 2]]:
-                    found[structure, int(open_[i])] = row(priced.order, i), row(priced.promise, i)
-        by_ranking = sorted(found, key=lambda one: found[one][0])[: most // 2]
-        by_promise = sorted(found, key=lambda one: found[one][1])[: most // 2]
-        first = dict.fromkeys((*by_ranking, *by_promise))
-        return Before(total, [self._mapping(found[one][0], *one, found[one][1]) for one in first])
+                    one = self._mapping(row(priced.order, i), structure, int(open_[i]), row(priced.promise, i))
+                    found.setdefault(one.mapping, one)
+        by_ranking, by_promise = (sorted(found.values(), key=key)[: most // 2] for key in (_by_ranking, _by_promise))
+        first = {one.mapping: one for one in (*by_ranking, *by_promise)}
+        return Before(total, list(first.values()))
 
     def uses(self) -> Iterator[tuple[Structure, Any]]:
         """Every use of the array, and which of the candidates it is not dominated for."""
@@ -280,6 +292,14 @@ def _promises(space: PricedSpace, cost: ClosedForm, rows: Any) -> list[Any]:
     ragged = (problem.queries % tiles.query[rows] > 0) * 1 + (problem.keys % tiles.key[rows] > 0)
     expected = sum((time / cost.latency_cycles) ** 8 for time in cost.least_times) ** 0.125 * cost.latency_cycles
     return [ragged, *objectives(space.objective, expected, cost.energy_pj, cost.offchip_bytes)]
+
+
+def _by_ranking(one: Priced) -> Ranking:
+    return one.ranking
+
+
+def _by_promise(one: Priced) -> Ranking:
+    return one.promise
 
 
 def _measures(accelerator: Accelerator, part: Counts) -> list[Any]:

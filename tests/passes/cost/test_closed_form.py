@@ -114,10 +114,11 @@ def test_shared_counts_are_those_of_each_mapping_alone():
     accelerator = load("edge")
     space = tiles(problem, accelerator, "auto")
     one = space.query * 0 + 1
-    shared = SharedCounts(problem, accelerator, space, lambda product, stationarity: (one, one))
-    for family in families(problem, "auto"):
+    shared = SharedCounts(problem, accelerator, space, lambda product, structure: (one, one))
+    for family in families(problem, "auto", load("fusemax")):
         for uses in (("output", "weight"), ("input", "output")):
-            structure = Structure(family.algorithm, family.divide, family.k_level, family.v_level, *uses)
+            places = (family.k_level, family.v_level, *uses)
+            structure = Structure(family.algorithm, family.divide, *places, **vars(family.placement))
             column = columns(space, family)
             peak = peak_buffer_bytes(problem, structure, column, shared.geometry)
             together = evaluate(problem, accelerator, structure, column, shared.counts(structure), peak)

@@ -144,17 +144,17 @@ def test_a_masked_row_tile_visits_the_tiles_it_sees_and_masks_those_with_hidden_
 
 
 @given(cases(sinks=True), extents, extents)
-def test_a_mask_of_two_intervals_visits_both_and_nothing_between_them(
+def test_a_mask_of_two_intervals_visits_all_between_them_and_masks_it(
     case: tuple[int, int, Mask], rows: int, tile: int
 ):
-    """A tile that both intervals are needed to fill is masked, though nothing in it is hidden."""
+    """One loop runs over both intervals; what lies between is dead, and costs its time."""
     queries, keys, mask = case
     asked = problem(queries, keys, mask)
     found, expected = geometry(asked, rows, tile), looked_at(asked, rows, tile)
-    visits, edges = sum(pairs(found.visits).values()), sum(pairs(found.edges).values())
-    assert visits == expected.live
-    assert visits - wholly_visible(queries, keys, mask, rows, tile) <= edges <= visits
-    assert sum(int(np.sum(n)) for n in found.nonempty) == expected.nonempty
+    visits = pairs(found.visits)
+    assert all(visits[kind] >= expected.visits[kind] for kind in visits)
+    assert sum(visits.values()) >= expected.live
+    assert pairs(found.edges) == visits or not any(expected.visits.values())
 
 
 @given(cases(), extents, extents)

@@ -12,9 +12,13 @@ from hypothesis import strategies as st
 from flatc.accelerators import load
 from flatc.passes.kernels.problem import AttentionProblem, match_kernel
 from flatc.passes.mapping.map_space import (
+    IN_REGISTERS,
     MOST_BALANCED,
     MOST_HEADS_IN_A_TILE,
     MULTIPLES,
+    ON_ARRAY,
+    ON_VECTOR,
+    Family,
     columns,
     families,
     head_tiles,
@@ -114,10 +118,32 @@ def test_auto_holds_every_mapping_of_flat():
 def test_a_family_is_an_algorithm_a_place_for_k_and_v_and_a_pipelining():
     p = problem()
     for strategy, algorithms in (("online", ["online"]), ("flat-r", ["rows"]), ("auto", ["online", "rows"])):
-        found = {(f.algorithm, f.k_level, f.v_level, f.pipelining) for f in families(p, strategy)}
+        usual = [f for f in families(p, strategy) if f.placement == ON_VECTOR]
+        found = {(f.algorithm, f.k_level, f.v_level, f.pipelining) for f in usual}
         levels = ("key", "kv_head")
         assert found == set(product(algorithms, levels, levels, pipelinings(p)))
         assert {f.divide for f in families(p, strategy)} == {"late"}
+
+
+def test_auto_may_leave_softmax_work_to_pes_that_can_do_it():
+    """FuseMax's array: square, output and input stationary, and its PEs do max, exp and add."""
+    fusemax = load("fusemax")
+    held = [f for f in families(problem(), "auto", fusemax) if f.held]
+    assert {f.pipelining for f in held} == set(IN_REGISTERS)
+    for array in ({"columns": 128}, {"pe_cycles": (("mac", 1), ("max", 1))}, {"stationarities": ("output",)}):
+        machine = replace(fusemax, array=replace(fusemax.array, **array))
+        assert not any(f.held for f in families(problem(), "auto", machine))
+    assert not any(f.held for f in families(problem(), "online", fusemax))
+
+
+def test_slots_of_k_and_v_follow_where_they_stay():
+    """Tiles are under way from the load to the end of the attend; a head waits only for its first use."""
+    p = problem(SHAPE)
+    pipelining = IN_REGISTERS[1]
+    for level, slots in (("key", pipelining.key_slots), ("kv_head", pipelining.head_slots)):
+        family = Family("online", "late", level, level, pipelining, ON_ARRAY)
+        column = columns(tiles(p, EDGE, "auto"), family)
+        assert {*column.k_slots.tolist(), *column.v_slots.tolist()} == {slots}
 
 
 def test_whole_rows_are_divided_where_there_is_less_to_divide():

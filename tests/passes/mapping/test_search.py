@@ -89,7 +89,8 @@ def mappings(problem: AttentionProblem, accelerator: Accelerator, strategy: str)
     """The mappings of a strategy one by one, their use of the array still to be chosen."""
     for part in ("flat-m", "flat-b", "flat-h", "flat-r") if strategy == "flat" else (strategy,):
         for family in families(problem, part):
-            structure = Structure(family.algorithm, family.divide, family.k_level, family.v_level, "output", "output")
+            places = (family.k_level, family.v_level, "output", "output")
+            structure = Structure(family.algorithm, family.divide, *places, **vars(family.placement))
             column = columns(tiles(problem, accelerator, part), family)
             yield from (mapping_at(problem, structure, column, i) for i in range(column.size))
 
