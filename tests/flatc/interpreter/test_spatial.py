@@ -129,7 +129,7 @@ def parts() -> Iterator[Any]:
         yield pytest.param(shape, mask, groups, choice, id=name, marks=[pytest.mark.slow] if slow else [])
 
 
-@pytest.mark.parametrize(("shape", "mask", "groups", "choice"), parts())
+@pytest.mark.parametrize(("shape", "mask", "groups", "choice"), list(parts()))
 def test_parts_of_attention_as_kernels_of_their_own(
     shape: str, mask: str, groups: tuple[str, ...], choice: Choice
 ) -> None:
