@@ -136,7 +136,7 @@ class PricedSpace:
         key = name, relevant(name, structures[0])
         if key not in self._uses:
             parts = [self.shared.part(name, one) for one in structures]
-            measures = [_measures(self.accelerator, part) for part in parts]
+            measures = [_measures(self.accelerator, part, self.size) for part in parts]
             self._uses[key] = dict(zip(stationarities, _undominated(measures), strict=True))
         return self._uses[key][ours]
 
@@ -302,10 +302,16 @@ def _by_promise(one: Priced) -> Ranking:
     return one.promise
 
 
-def _measures(accelerator: Accelerator, part: Counts) -> list[Any]:
-    """What one use of the array is compared by: times of every kind of tile, and the energy of all."""
+def _measures(accelerator: Accelerator, part: Counts, size: int) -> list[Any]:
+    """What one use of the array is compared by: times of every kind of tile, and the energy of all.
+
+    Where a mask hides everything there is no kind of tile, and the energy is one number for all mappings.
+    """
+    import numpy as np
+
     times = [time for cycles in part.tile_cycles for time in (cycles.busy, cycles.latency)]
-    return [*times, sum(energy_pj(accelerator, part.work).values())]
+    measures = [*times, sum(energy_pj(accelerator, part.work).values())]
+    return [np.broadcast_to(measure, (size,)) for measure in measures]
 
 
 def _undominated(measures: list[list[Any]]) -> list[Any]:

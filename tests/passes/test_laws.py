@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flatc.accelerators import load
+from flatc.builder import causal
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.diagnostics import FlatcError
 from flatc.interpreter import random_inputs, run_schedule
@@ -128,6 +129,11 @@ def test_twice_the_clock_and_bandwidth_take_half_the_seconds(seed: int):
     before, after = kernel_time(case.kernel, machine), kernel_time(case.kernel, twice)
     assert after == before  # in cycles, stalls and all
     assert twice.seconds(after.latency_cycles) == machine.seconds(before.latency_cycles) / 2
+
+
+def test_a_mask_that_hides_everything_leaves_mappings_to_choose_from():
+    (kernel,) = fused(attention(Shape(heads=2, kv_heads=2, queries=1, keys=3), causal(-5), "bf16", "f32"))
+    assert find_mapping(match_kernel(kernel).problem, load("edge")).ranking[0] > 0  # zeros are written
 
 
 # --- Bytes and energy -----------------------------------------------------------------------------------------
