@@ -161,7 +161,7 @@ PROBLEM = AttentionProblem(("logit", "attend"), 1, 1, 1, 100, 200, 20, 8, 2, 2, 
     [
         ({"interleave": 8}, "8 tiles of 16 query rows are interleaved, and there are only 100 rows"),
         ({"keep": replace(RTL.keep, k_level="kv_head")}, "keep K at key or at query, and V at key"),
-        ({"softmax": Softmax("none")}, "only rows without a softmax are interleaved"),
+        ({"softmax": Softmax("none")}, "query tiles are interleaved in rows without a softmax, and in an online"),
         ({"softmax": Softmax("none"), "interleave": 1}, "only rows without a softmax keep K at query"),
     ],
 )
