@@ -8,7 +8,6 @@ Tiles come from stated finite sets, so that "best" has a meaning:
                  corners: all heads of one batch, all of every batch
     pipelining   `overlapped`: attend works one trip behind logit on a second set of scores;
                  `in turn`: one set of scores, array and vector unit alternate; `single`: no second slot anywhere
-    row sums     on the vector unit, or a column of ones beside V (`auto`, the first pipelining)
     PEs          where they can do max, exp and add: all softmax work of scores on tiles in their registers, 1, 3 or 5
                  tiles between logit and attend and loads 1, 2 or 4 tiles ahead, products added on the vector unit, K
                  and V at the same level (`auto`)
@@ -28,6 +27,7 @@ from typing import Any
 from flatc.dialects.accelerator import Accelerator
 from flatc.passes.cost.closed_form import Columns
 from flatc.passes.kernels.problem import AttentionProblem
+from flatc.passes.mapping.legal_mapping import is_whole_pages
 
 MULTIPLES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 MOST_BALANCED = 16
@@ -77,7 +77,6 @@ class Placement:
 
 
 ON_VECTOR = Placement()
-ONES_COLUMN = Placement(total="attend")
 ON_ARRAY = Placement("array", "array", "array", "vector")
 
 
@@ -120,9 +119,7 @@ def families(problem: AttentionProblem, strategy: str, accelerator: Accelerator 
             divide = "early"
         for k_level in ("key", "kv_head") if problem.has("logit") else ("key",):
             for v_level in _value_levels(problem, algorithm, k_level):
-                for placement, found in _placements(problem, strategy, accelerator, algorithm, divide):
-                    if placement.total == "attend" and v_level == "k":
-                        continue  # there is no buffer of V to have a column of ones
+                for placement, found in _placements(problem, strategy, accelerator, algorithm):
                     if placement == ON_ARRAY and v_level not in (k_level, "k"):
                         continue
                     for pipelining in found:
@@ -130,7 +127,7 @@ def families(problem: AttentionProblem, strategy: str, accelerator: Accelerator 
 
 
 def _placements(
-    problem: AttentionProblem, strategy: str, accelerator: Accelerator | None, algorithm: str, divide: str
+    problem: AttentionProblem, strategy: str, accelerator: Accelerator | None, algorithm: str
 ) -> list[tuple[Placement, tuple[Pipelining, ...]]]:
     """Where the work of a softmax may run, each with its pipelinings."""
     usual = pipelinings(problem)
@@ -139,8 +136,6 @@ def _placements(
         return found
     if problem.operands or problem.score_ops or problem.sink is not None:
         return found
-    if algorithm in ("online", "rows") and divide == "late":
-        found.append((ONES_COLUMN, usual[:1]))
     if algorithm == "online" and problem.has("logit") and accelerator and can_hold_scores(accelerator):
         found.append((ON_ARRAY, IN_REGISTERS))
     return found
@@ -184,6 +179,14 @@ def _query_tiles(problem: AttentionProblem, accelerator: Accelerator, strategy: 
     return [tile for tile in tiles if -(-problem.queries // tile) <= most]
 
 
+def _key_tiles(problem: AttentionProblem, accelerator: Accelerator) -> list[int]:
+    """Tiles of keys. Where these lie in pages: whole pages or parts of one, pages times powers of 2 among them."""
+    found, block, keys = set(tile_sizes(problem.keys, accelerator.array.columns)), problem.block, problem.keys
+    if block is not None:
+        found |= {block << power for power in range(keys.bit_length()) if block << power <= keys}
+    return sorted(tile for tile in found if is_whole_pages(tile, keys, block))
+
+
 def _divisors(number: int) -> list[int]:
     return [d for d in range(1, min(number, MOST_HEADS_IN_A_TILE) + 1) if number % d == 0]
 
@@ -209,7 +212,7 @@ def tiles(problem: AttentionProblem, accelerator: Accelerator, strategy: str) ->
 
     heads = np.array(head_tiles(problem, strategy), dtype=np.int64)
     queries = np.array(_query_tiles(problem, accelerator, strategy), dtype=np.int64)
-    keys = np.array(tile_sizes(problem.keys, accelerator.array.columns), dtype=np.int64)
+    keys = np.array(_key_tiles(problem, accelerator), dtype=np.int64)
     which, query, key = (grid.reshape(-1) for grid in np.meshgrid(np.arange(len(heads)), queries, keys, indexing="ij"))
     batch, kv_head, group = heads[which].T
     return Columns(batch, kv_head, group, query, key, *[np.ones_like(query)] * 14)
