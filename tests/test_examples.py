@@ -41,7 +41,7 @@ def demo() -> Any:
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-@pytest.mark.parametrize("accelerator", ["edge", "cloud"])
+@pytest.mark.parametrize("accelerator", ["edge", pytest.param("cloud", marks=pytest.mark.slow)])
 def test_a_graph_compiles(name: str, accelerator: str):
     report = flatc.compile(EXAMPLES / name, accelerator).report
     assert report.bounds is not None
