@@ -8,6 +8,7 @@ Tiles come from stated finite sets, so that "best" has a meaning:
                  corners: all heads of one batch, all of every batch
     pipelining   `overlapped`: attend works one trip behind logit on a second set of scores;
                  `in turn`: one set of scores, array and vector unit alternate; `single`: no second slot anywhere
+    row sums     on the vector unit, or a column of ones beside V (`auto`, the first pipelining)
     PEs          where they can do max, exp and add: all softmax work of scores on tiles in their registers, 1, 3 or 5
                  tiles between logit and attend and loads 1, 2 or 4 tiles ahead, products added on the vector unit, K
                  and V at the same level (`auto`)
@@ -77,6 +78,7 @@ class Placement:
 
 
 ON_VECTOR = Placement()
+ONES_COLUMN = Placement(total="attend")
 ON_ARRAY = Placement("array", "array", "array", "vector")
 
 
@@ -119,7 +121,9 @@ def families(problem: AttentionProblem, strategy: str, accelerator: Accelerator 
             divide = "early"
         for k_level in ("key", "kv_head") if problem.has("logit") else ("key",):
             for v_level in _value_levels(problem, algorithm, k_level):
-                for placement, found in _placements(problem, strategy, accelerator, algorithm):
+                for placement, found in _placements(problem, strategy, accelerator, algorithm, divide):
+                    if placement.total == "attend" and v_level == "k":
+                        continue  # there is no buffer of V to have a column of ones
                     if placement == ON_ARRAY and v_level not in (k_level, "k"):
                         continue
                     for pipelining in found:
@@ -127,16 +131,18 @@ def families(problem: AttentionProblem, strategy: str, accelerator: Accelerator 
 
 
 def _placements(
-    problem: AttentionProblem, strategy: str, accelerator: Accelerator | None, algorithm: str
+    problem: AttentionProblem, strategy: str, accelerator: Accelerator | None, algorithm: str, divide: str
 ) -> list[tuple[Placement, tuple[Pipelining, ...]]]:
     """Where the work of a softmax may run, each with its pipelinings."""
     usual = pipelinings(problem)
     found = [(ON_VECTOR, usual)]
     if strategy != "auto" or not (problem.has("softmax") and problem.has("attend")):
         return found
-    if problem.operands or problem.score_ops or problem.sink is not None:
-        return found
-    if algorithm == "online" and problem.has("logit") and accelerator and can_hold_scores(accelerator):
+    if divide == "late" and problem.sink is None:
+        found.append((ONES_COLUMN, usual[:1]))
+    changed = problem.operands or problem.score_ops or problem.sink is not None
+    held = algorithm == "online" and problem.has("logit") and not changed
+    if held and accelerator and can_hold_scores(accelerator):
         found.append((ON_ARRAY, IN_REGISTERS))
     return found
 

@@ -53,9 +53,12 @@ def test_hidden_scores_are_named_under_a_mask_only() -> None:
 
 
 def test_row_sums_are_what_the_vector_unit_does_beyond_the_least() -> None:
-    explanation = explained(graph(512, 512), "cloud", "auto")
+    """With a column of ones the array sums rows: `auto` does so, and `online`, which may not, names what it pays."""
+    sums = "row sums on the vector unit"
+    explanation = explained(graph(512, 512), "cloud", "online")
     assert explanation.resource == "vector"
-    assert explanation.causes[0].name == "row sums on the vector unit"
+    assert explanation.causes[0].name == sums
+    assert sums not in causes(explained(graph(512, 512), "cloud", "auto"))
 
 
 def test_decode_is_explained_by_its_bytes() -> None:

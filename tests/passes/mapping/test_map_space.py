@@ -18,6 +18,8 @@ from flatc.passes.mapping.map_space import (
     MULTIPLES,
     ON_ARRAY,
     ON_VECTOR,
+    ONES_COLUMN,
+    OVERLAPPED,
     Family,
     columns,
     families,
@@ -123,6 +125,12 @@ def test_a_family_is_an_algorithm_a_place_for_k_and_v_and_a_pipelining():
         levels = ("key", "kv_head")
         assert found == set(product(algorithms, levels, levels, pipelinings(p)))
         assert {f.divide for f in families(p, strategy)} == {"late"}
+
+
+def test_auto_may_sum_rows_by_a_column_of_ones():
+    ones = {(f.algorithm, f.pipelining) for f in families(problem(), "auto") if f.placement == ONES_COLUMN}
+    assert ones == {("online", OVERLAPPED), ("rows", OVERLAPPED)}
+    assert all(f.placement == ON_VECTOR for strategy in (*FLAT, "online") for f in families(problem(), strategy))
 
 
 def test_auto_may_leave_softmax_work_to_pes_that_can_do_it():
