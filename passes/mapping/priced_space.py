@@ -21,9 +21,9 @@ mappings are not priced.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from itertools import product
 from typing import Any, Literal
 
@@ -51,11 +51,19 @@ from flatc.passes.mapping.ranking import Objective, Ranking, first_row, objectiv
 
 @dataclass(frozen=True)
 class Priced:
-    """A mapping and its ranking by closed form; the less `promise`, the more is expected of it (see `_promises`)."""
+    """A mapping's ranking by closed form; the less `promise`, the more is expected of it (see `_promises`).
+
+    Far more mappings are ranked than tried, so the mapping itself is made when it is asked for.
+    """
 
     ranking: Ranking
-    mapping: Mapping
+    make: Callable[[], Mapping]
     promise: Ranking = ()
+
+    @property
+    def mapping(self) -> Mapping:
+        """The mapping."""
+        return self.make()
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,7 @@ class PricedSpace:
         self.tiles = tiles(problem, accelerator, strategy)
         self.priced = 0
         self.visited = _tiles_visited(problem, self.tiles)
-        self.shared = SharedCounts(problem, accelerator, self.tiles, self._folds)
+        self.shared = SharedCounts(problem, accelerator, self.tiles, self._folds_of_all)
         self._lower: dict[Structure, list[Any]] = {}
         self._uses: dict[tuple[str, Structure], dict[str, Any]] = {}
         self._undominated: dict[Structure, Any] = {}
@@ -154,14 +162,17 @@ class PricedSpace:
             self._lower[structure] = found
         return found
 
-    def _folds(self, name: str, structure: Structure) -> tuple[Any, Any]:
+    def _folds_of_all(self, name: str, structure: Structure) -> tuple[Any, Any]:
+        return self._folds(name, structure, self.tiles)
+
+    def _folds(self, name: str, structure: Structure, tiles: Columns) -> tuple[Any, Any]:
         """The largest folds of a product that the machine permits and the tile has pieces for.
 
         None where score tiles stay in registers, which both products and the softmax must lay out alike.
         """
         if structure.held:
-            return self.tiles.batch * 0 + 1, self.tiles.batch * 0 + 1
-        array, tiles = self.accelerator.array, self.tiles
+            return tiles.batch * 0 + 1, tiles.batch * 0 + 1
+        array = self.accelerator.array
         batch, rows = tiles.batch * tiles.kv_head, tiles.group * tiles.query
         if name == "logit":
             tile = MatmulTile(batch, rows, tiles.key, rows * 0 + self.problem.d_qk)
@@ -170,13 +181,13 @@ class PricedSpace:
             tile = MatmulTile(batch, rows, rows * 0 + width, tiles.key)
         return largest_folds(array, getattr(structure, f"{name}_stationarity"), tile)
 
-    def with_folds(self, columns: Columns, structure: Structure, rows: Any) -> Columns:
-        """`columns`, which are the tiles at `rows`, with the folds of a structure."""
+    def with_folds(self, columns: Columns, structure: Structure) -> Columns:
+        """`columns` with the folds of a structure."""
         folds: dict[str, Any] = {}
         for name in ("logit", "attend"):
             if self.problem.has(name):
-                found = self._folds(name, structure)
-                folds |= {f"{name}_fold_{of}": fold[rows] for of, fold in zip(("rows", "columns"), found, strict=True)}
+                rows, across = self._folds(name, structure, columns)
+                folds |= {f"{name}_fold_rows": rows, f"{name}_fold_columns": across}
         return replace(columns, **folds)
 
 
@@ -197,6 +208,7 @@ class Candidates:
             fits &= register_bytes_per_pe(space.problem, self.structures[0], column, array) <= room
         self.rows = np.flatnonzero(fits)
         self.columns, self.peak = column.take(self.rows), peak[self.rows]
+        self._known: dict[Structure, tuple[Ranking, Any, _Order]] = {}
 
     @property
     def size(self) -> int:
@@ -215,29 +227,46 @@ class Candidates:
             open_ = self._open(self.structures[i], bounds[i], best[0])
             if len(open_):
                 best = min(best, self._least(self.structures[i], open_), key=lambda found: found[0])
-        return self._mapping(*best)
+        ranking, structure, index = best
+        return Priced(ranking, lambda: self._mapping(structure, index))
 
     def before(self, ranking: Ranking, most: int) -> Before:
         """How many of them rank before a mapping, and `most` of these: the first by ranking, the first by promise."""
         import numpy as np
 
-        total = 0
-        found: dict[Mapping, Priced] = {}
-        for structure in self.structures:
+        every = ((structure, *self._before(structure, ranking)) for structure in self.structures)
+        found = [(structure, indices, priced) for structure, indices, priced in every if len(indices)]
+        if not found:
+            return Before(0, [])
+        structures = [structure for structure, indices, _ in found for _ in range(len(indices))]
+        indices = np.concatenate([indices for _, indices, _ in found])
+        order, promise = (
+            [np.concatenate(columns) for columns in zip(*keys, strict=True)]
+            for keys in ([priced.order for *_, priced in found], [priced.promise for *_, priced in found])
+        )
+        chosen = dict.fromkeys(int(i) for keys in (order, promise) for i in np.lexsort(keys[::-1])[: most // 2])
+        makes = [partial(self._mapping, structures[i], int(indices[i])) for i in chosen]
+        first = [Priced(row(order, i), make, row(promise, i)) for i, make in zip(chosen, makes, strict=True)]
+        return Before(len(indices), first)
+
+    def _before(self, structure: Structure, ranking: Ranking) -> tuple[Any, _Order]:
+        """The candidates that rank before a mapping under one structure: their indices, and what they are compared by.
+
+        A search asks for less and less, so what was priced for one answer is kept for the next.
+        """
+        import numpy as np
+
+        known = self._known.get(structure)
+        if known is None or known[0] < ranking:
             bounds = [bound[self.rows] for bound in self.space.lower_bounds(structure)]
             open_ = self._open(structure, bounds, ranking)
-            if not len(open_):
-                continue
-            priced = self._rankings(structure, open_)
+            known = ranking, open_, self._rankings(structure, open_) if len(open_) else _Order([], [])
+        _, indices, priced = known
+        if len(indices):
             here = np.flatnonzero(rank_before(priced.order, ranking))
-            total += len(here)
-            for keys in (priced.order, priced.promise):
-                for i in here[np.lexsort([key[here] for key in keys[::-1]])[: most // 2]]:
-                    one = self._mapping(row(priced.order, i), structure, int(open_[i]), row(priced.promise, i))
-                    found.setdefault(one.mapping, one)
-        by_ranking, by_promise = (sorted(found.values(), key=key)[: most // 2] for key in (_by_ranking, _by_promise))
-        first = {one.mapping: one for one in (*by_ranking, *by_promise)}
-        return Before(total, list(first.values()))
+            indices, priced = indices[here], priced.take(here)
+        self._known[structure] = ranking, indices, priced
+        return indices, priced
 
     def uses(self) -> Iterator[tuple[Structure, Any]]:
         """Every use of the array, and which of the candidates it is not dominated for."""
@@ -266,12 +295,11 @@ class Candidates:
         best = first_row(order)
         return row(order, best), structure, int(indices[best])
 
-    def _mapping(self, ranking: Ranking, structure: Structure, index: int, promise: Ranking = ()) -> Priced:
+    def _mapping(self, structure: Structure, index: int) -> Mapping:
         import numpy as np
 
-        rows = np.array([index])
-        column = self.space.with_folds(self.columns.take(rows), structure, self.rows[rows])
-        return Priced(ranking, mapping_at(self.space.problem, structure, column, 0), promise)
+        column = self.space.with_folds(self.columns.take(np.array([index])), structure)
+        return mapping_at(self.space.problem, structure, column, 0)
 
 
 @dataclass(frozen=True)
@@ -280,6 +308,10 @@ class _Order:
 
     order: list[Any]
     promise: list[Any]
+
+    def take(self, indices: Any) -> _Order:
+        """The rows at `indices`."""
+        return _Order([key[indices] for key in self.order], [key[indices] for key in self.promise])
 
 
 def _promises(space: PricedSpace, cost: ClosedForm, rows: Any) -> list[Any]:
@@ -292,14 +324,6 @@ def _promises(space: PricedSpace, cost: ClosedForm, rows: Any) -> list[Any]:
     ragged = (problem.queries % tiles.query[rows] > 0) * 1 + (problem.keys % tiles.key[rows] > 0)
     expected = sum((time / cost.latency_cycles) ** 8 for time in cost.least_times) ** 0.125 * cost.latency_cycles
     return [ragged, *objectives(space.objective, expected, cost.energy_pj, cost.offchip_bytes)]
-
-
-def _by_ranking(one: Priced) -> Ranking:
-    return one.ranking
-
-
-def _by_promise(one: Priced) -> Ranking:
-    return one.promise
 
 
 def _measures(accelerator: Accelerator, part: Counts, size: int) -> list[Any]:

@@ -12,8 +12,9 @@ ranking of the best mapping it tells what would still have to be simulated befor
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Generic
 
 from typing_extensions import TypeVar, override
@@ -23,7 +24,7 @@ from flatc.dialects.diagnostics import FlatcError, did_you_mean
 from flatc.dialects.kernel_mapping import KernelMapping
 from flatc.dialects.mapping import Mapping
 from flatc.passes.kernels.problem import AttentionProblem
-from flatc.passes.mapping.priced_space import Candidates, PricedSpace
+from flatc.passes.mapping.priced_space import Candidates, Priced, PricedSpace
 from flatc.passes.mapping.ranking import OBJECTIVES, Objective, Ranking
 
 STRATEGIES = ("unfused", "flat-m", "flat-b", "flat-h", "flat-r", "flat", "online", "auto")
@@ -48,7 +49,7 @@ class Choice(Generic[M]):
     array. Of all uses of legal mappings, `dominated` are left out by that rule, and `priced` were priced by closed
     form; the others have bounds that rank behind. `simulated` mappings were simulated. `open` mappings rank before the
     chosen one by closed form and were not simulated: where there are none, the choice is the best of the space; None
-    where the search does not count them. `kin` numbers the family; mappings of less `promise` are simulated sooner.
+    where the search does not count them. `kin` numbers the family.
     """
 
     mapping: M
@@ -61,6 +62,18 @@ class Choice(Generic[M]):
     simulated: int = 0
     open: int | None = None
     kin: int = 0
+
+
+@dataclass(frozen=True)
+class Rival(Generic[M]):
+    """A mapping that may be better than another one: its ranking by closed form, its family, and how to make it.
+
+    Mappings of less `promise` are simulated sooner.
+    """
+
+    ranking: Ranking
+    kin: int
+    make: Callable[[], Choice[M]]
     promise: Ranking = ()
 
 
@@ -69,10 +82,14 @@ class Choices(list[Choice[M]], Generic[M]):
 
     complete = False
 
-    def before(self, ranking: Ranking, most: int) -> tuple[int, list[Choice[M]]]:
+    def before(self, ranking: Ranking, most: int) -> tuple[int, list[Rival[M]]]:
         """How many mappings rank before another by closed form, and the first `most` of each family."""
         found = [choice for choice in self if choice.ranking < ranking]
-        return len(found), found
+        return len(found), [Rival(choice.ranking, choice.kin, partial(_itself, choice)) for choice in found]
+
+
+def _itself(choice: Choice[M]) -> Choice[M]:
+    return choice
 
 
 class _SpaceChoices(Choices[Mapping]):
@@ -85,14 +102,14 @@ class _SpaceChoices(Choices[Mapping]):
         self._candidates = candidates
 
     @override
-    def before(self, ranking: Ranking, most: int) -> tuple[int, list[Choice[Mapping]]]:
+    def before(self, ranking: Ranking, most: int) -> tuple[int, list[Rival[Mapping]]]:
         total = 0
-        found: list[Choice[Mapping]] = []
+        found: list[Rival[Mapping]] = []
         for kin, (space, candidates) in enumerate(self._candidates):
             before = candidates.before(ranking, most)
             total += before.total
             for one in before.first:
-                found.append(Choice(one.mapping, space.strategy, 0, 0, one.ranking, kin=kin, promise=one.promise))
+                found.append(Rival(one.ranking, kin, partial(_made, space.strategy, kin, one), one.promise))
         return total, found
 
     def counted(self) -> _SpaceChoices:
@@ -104,6 +121,10 @@ class _SpaceChoices(Choices[Mapping]):
         priced = sum(space.priced for space in spaces)
         counts = {"covered": covered, "legal": legal, "dominated": dominated, "priced": priced}
         return _SpaceChoices((replace(choice, **counts) for choice in self), self._candidates)
+
+
+def _made(strategy: str, kin: int, priced: Priced) -> Choice[Mapping]:
+    return Choice(priced.mapping, strategy, 0, 0, priced.ranking, kin=kin)
 
 
 def check_strategy(strategy: str, objective: str) -> None:
@@ -146,8 +167,8 @@ def find_mappings(
     found: dict[Mapping, Choice] = {}
     for kin, (space, candidates) in enumerate(fitting):
         best = candidates.best()
-        choice = Choice(best.mapping, space.strategy, 0, 0, best.ranking, kin=kin)
-        found.setdefault(best.mapping, choice)
+        choice = _made(space.strategy, kin, best)
+        found.setdefault(choice.mapping, choice)
     ordered = sorted(found.values(), key=lambda choice: choice.ranking)
     return _SpaceChoices(ordered, fitting).counted()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,8 +20,7 @@ from flatc.builder import MaskExpr, causal, window
 from flatc.dialects.accelerator import Accelerator, attach_accelerator
 from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.flat import FusedOp
-from flatc.dialects.kernel_mapping import KernelMapping
-from flatc.dialects.mapping import ArrayUse, Keep, Mapping, Softmax, Stages, Tiles
+from flatc.dialects.mapping import Mapping
 from flatc.frontend.mlir import parse_mlir
 from flatc.interpreter import random_inputs, run_module
 from flatc.passes.allocate_buffers import AllocateBuffersPass
@@ -31,8 +29,8 @@ from flatc.passes.kernels.problem import match_kernel
 from flatc.passes.kinds.attention import ATTENTION
 from flatc.passes.lower_to_spatial import LowerToSpatialPass
 from flatc.passes.mapping.mapping_text import format_mappings
-from flatc.passes.mapping.search import OBJECTIVES, STRATEGIES, Choice, Choices
-from flatc.passes.tile_attention import FEW_ENOUGH, MOST_SIMULATED, Judge, TileAttentionPass, tile_module
+from flatc.passes.mapping.search import OBJECTIVES, STRATEGIES
+from flatc.passes.tile_attention import TileAttentionPass, tile_module
 from tests.support import UNFUSED, Shape, attention, fused
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -306,45 +304,3 @@ def test_the_module_must_hold_an_accelerator():
     module = attention(SHAPE)
     fused(module)
     assert "does not know the machine" in refusal(module).message
-
-
-# --- Which candidates are simulated -------------------------------------------------------------------
-
-
-MAPPING = Mapping(
-    Tiles(1, 1, 1, 1, 1, 1, 1),
-    Keep(1, 1, 1, 1, 1),
-    ArrayUse("output"),
-    ArrayUse("output"),
-    Softmax("online"),
-    Stages(0, 0, 0, 0, 0),
-)
-
-
-def simulated_best(seed: int, count: int) -> tuple[Choice[KernelMapping], float]:
-    """What the judge makes of candidates that take longer than their closed forms, and how near it is to the best."""
-    rng = random.Random(seed)
-    found: list[Choice[KernelMapping]] = [
-        Choice(replace(MAPPING, interleave=i + 1), "online", count, count, (closed, 1.0, closed, 1.0), kin=i % 3)
-        for i, closed in enumerate(sorted(rng.randint(100, 120) * 1.0 for _ in range(count)))
-    ]
-    cycles = {one.mapping: one.ranking[0] * rng.choice([1.02, 1.1, 1.5]) for one in found}
-    choices = Choices(found)
-    choices.complete = True
-    choice = Judge(choices, "latency", lambda mapping: cycles[mapping]).best()
-    assert choice.simulated <= MOST_SIMULATED + FEW_ENOUGH
-    return choice, min(cycles.values()) / cycles[choice.mapping]
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_where_nothing_is_left_open_the_best_of_all_was_found(seed: int):
-    choice, ratio = simulated_best(seed, 4 + seed)
-    if not choice.open:
-        assert ratio == 1
-    else:
-        assert choice.simulated == MOST_SIMULATED
-
-
-def test_a_few_candidates_are_never_left_open():
-    assert all(simulated_best(seed, MOST_SIMULATED)[0].open == 0 for seed in range(20))
-    assert any(simulated_best(seed, 200)[0].open for seed in range(20))

@@ -34,7 +34,7 @@ def exposed() -> Accelerator:
 def uses(space: PricedSpace, candidates: Candidates) -> Iterator[tuple[int, bool, Mapping]]:
     """(index, whether it is kept, mapping) for every use of the array of every candidate."""
     for structure, kept in candidates.uses():
-        column = space.with_folds(candidates.columns, structure, candidates.rows)
+        column = space.with_folds(candidates.columns, structure)
         for index in range(candidates.size):
             yield index, bool(kept[index]), mapping_at(space.problem, structure, column, index)
 
@@ -104,7 +104,7 @@ def test_bounds_lie_below_every_ranking():
         for candidates in space.families[::5]:
             for structure, _ in candidates.uses():
                 bounds = space.lower_bounds(structure)
-                column = space.with_folds(candidates.columns, structure, candidates.rows)
+                column = space.with_folds(candidates.columns, structure)
                 for index in random.Random(5).sample(range(candidates.size), 5):
                     form = evaluate_mapping(problem, accelerator, mapping_at(problem, structure, column, index))
                     latency, energy = float(form.latency_cycles[0]), float(form.energy_pj[0])
