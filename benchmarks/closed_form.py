@@ -20,14 +20,10 @@ from flatc.accelerators import load
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.mapping import Mapping
 from flatc.dialects.masks import Causal
-from flatc.passes.cost.closed_form import (
-    SharedCounts,
-    Structure,
-    evaluate,
-    evaluate_mapping,
-    mapping_at,
-    peak_buffer_bytes,
-)
+from flatc.passes.cost.buffer_room import peak_buffer_bytes
+from flatc.passes.cost.closed_form import evaluate, evaluate_mapping
+from flatc.passes.cost.mapping_columns import Structure, mapping_at
+from flatc.passes.cost.shared_counts import SharedCounts
 from flatc.passes.kernels.problem import AttentionProblem
 from flatc.passes.mapping.map_space import columns, families, tiles
 

@@ -204,6 +204,11 @@ def run_checked(module: ModuleOp, inputs: Named[str, NDArray[Any]], *, exact: bo
     return run
 
 
+def only(column: Any) -> Any:
+    """The single entry of a column, or the number itself."""
+    return column.item() if hasattr(column, "item") else column
+
+
 # --- At random --------------------------------------------------------------------------------------------------------
 
 
@@ -221,6 +226,12 @@ class Case:
         """The only kernel."""
         (kernel,) = self.schedule.kernels()
         return kernel
+
+
+def any_case(seed: int) -> Case:
+    """A random case; every other one leaves parts of the softmax to PEs or to the attend product."""
+    rng = random.Random(seed)
+    return random_placed_case(rng) if seed % 2 else random_case(rng)
 
 
 def random_case(rng: random.Random, accelerators: Sequence[str] = ("edge", "cloud")) -> Case:

@@ -15,7 +15,7 @@ from flatc.passes.kernels.score_ops import Operand, operand_level
 
 
 class ScoreCosts:
-    """The costs of the operands of a kernel for a column of mappings (`closed_form.Columns`)."""
+    """The costs of the operands of a kernel for a column of mappings (`mapping_columns.Columns`)."""
 
     def __init__(self, problem: AttentionProblem, algorithm: str, k_level: str, columns: Any):
         self.problem, self.k_level, self.columns = problem, k_level, columns

@@ -18,6 +18,9 @@ from flatc.dialects.attn import FeaturesOp, PagedOp, shape_of
 from flatc.dialects.diagnostics import FlatcError, position_of
 from flatc.dialects.flat import FusedOp
 
+PAGE_BYTES = 4
+"""An entry of a table of pages is an i32."""
+
 
 @dataclass(frozen=True)
 class Pages:

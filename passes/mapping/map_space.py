@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from flatc.dialects.accelerator import Accelerator
-from flatc.passes.cost.closed_form import Columns
+from flatc.passes.cost.mapping_columns import Columns
 from flatc.passes.kernels.problem import AttentionProblem
 from flatc.passes.mapping.legal_mapping import is_whole_pages
 

@@ -29,21 +29,12 @@ from typing import Any, Literal
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.mapping import Mapping
-from flatc.passes.cost.closed_form import (
-    ClosedForm,
-    Columns,
-    Counts,
-    SharedCounts,
-    Structure,
-    busy_cycles,
-    evaluate,
-    mapping_at,
-    peak_buffer_bytes,
-    register_bytes_per_pe,
-    relevant,
-    total_work,
-)
+from flatc.passes.cost.buffer_room import peak_buffer_bytes, register_bytes_per_pe
+from flatc.passes.cost.closed_form import ClosedForm, busy_cycles, evaluate, total_work
+from flatc.passes.cost.mapping_columns import Columns, Structure, mapping_at
 from flatc.passes.cost.primitive_costs import MatmulTile, ceil_divide, energy_pj, largest_folds
+from flatc.passes.cost.shared_counts import SharedCounts, relevant
+from flatc.passes.cost.tile_counts import Counts
 from flatc.passes.kernels.problem import AttentionProblem
 from flatc.passes.mapping.map_space import Family, columns, families, tiles
 from flatc.passes.mapping.ranking import Objective, Ranking, first_row, objectives, rank_before, row

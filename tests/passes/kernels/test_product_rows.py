@@ -27,7 +27,7 @@ from flatc.passes.cost.primitive_costs import Work
 from flatc.passes.kernels.problem import AttentionProblem
 from flatc.passes.kernels.schedule_problem import kernel_attention
 from flatc.passes.simulation.simulator import simulate_kernel
-from tests.support import Shape, fused, lower_mapped, run_checked
+from tests.support import Shape, fused, lower_mapped, only, run_checked
 
 RTL = Mapping(
     Tiles(1, 1, 1, query=16, key=32, d_qk=16, d_v=64),
@@ -110,9 +110,6 @@ def test_the_closed_form_counts_what_the_simulator_executes(seed: int):
     attention = kernel_attention(kernel)
     assert attention is not None
     form, simulation = evaluate_mapping(attention.problem, accelerator, mapping), simulate_kernel(kernel, accelerator)
-
-    def only(column: Any) -> Any:
-        return column.item() if hasattr(column, "item") else column
 
     for role, size in form.tensor_bytes.items():
         assert only(size) == sum(simulation.tensor_bytes.get(attention.tensors[role], (0, 0))), role

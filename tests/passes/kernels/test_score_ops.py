@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +45,7 @@ from flatc.passes.kernels.problem import AttentionProblem, match_kernel
 from flatc.passes.kernels.schedule_problem import Attention, kernel_attention
 from flatc.passes.kinds.registry import parts
 from flatc.passes.simulation.simulator import simulate_kernel
-from tests.support import UNFUSED, WHOLE, Choice, Shape, fused, kernels_of, lower, run_checked, strict_machine
+from tests.support import UNFUSED, WHOLE, Choice, Shape, fused, kernels_of, lower, only, run_checked, strict_machine
 
 # --- Variants -------------------------------------------------------------------------------------------------------
 
@@ -193,11 +192,6 @@ def check_counts(schedule: ModuleOp) -> None:
         assert only(form.latency_cycles) <= simulation.latency_cycles * (1 + 1e-12)
         for role, least in compulsory_bytes(attention.problem).items():
             assert least <= only(form.tensor_bytes[role]), role
-
-
-def only(column: Any) -> Any:
-    """The single entry of a column, or the number itself."""
-    return column.item() if hasattr(column, "item") else column
 
 
 def problems(module: ModuleOp, groups: tuple[str, ...] = (WHOLE,)) -> list[AttentionProblem]:

@@ -11,7 +11,8 @@ import pytest
 from flatc.builder import MaskExpr, causal
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.mapping import Mapping
-from flatc.passes.cost.closed_form import evaluate_mapping, mapping_at
+from flatc.passes.cost.closed_form import evaluate_mapping
+from flatc.passes.cost.mapping_columns import mapping_at
 from flatc.passes.lower_to_spatial import lower_kernel_alone
 from flatc.passes.mapping.priced_space import Candidates, PricedSpace
 from flatc.passes.mapping.ranking import OBJECTIVES, Objective, Ranking

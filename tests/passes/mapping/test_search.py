@@ -17,7 +17,8 @@ from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.flat import FusedOp
 from flatc.dialects.mapping import ArrayUse, Mapping, Stationarity
-from flatc.passes.cost.closed_form import Structure, evaluate_mapping, mapping_at
+from flatc.passes.cost.closed_form import evaluate_mapping
+from flatc.passes.cost.mapping_columns import Structure, mapping_at
 from flatc.passes.cost.primitive_costs import fold_limits, spatial_extents
 from flatc.passes.kernels.problem import AttentionProblem, match_kernel
 from flatc.passes.mapping.legal_mapping import check_mapping, product_tile

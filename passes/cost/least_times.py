@@ -1,0 +1,99 @@
+"""Times below which the latency of a mapping cannot lie: the closed form's latency is the largest of them.
+
+The latency is at least
+
+- each resource's busy time, plus the shortest time until it can start and from its end to the last result;
+- each cycle of waiting, divided by how many instances may be under way in it. A set of scores is made, turned into
+  probabilities and used before its slot is free again, and the array's program order lets `attend` fall behind
+  `logit` by its stages only; a tile of Q, K, V or of the output likewise is loaded, used and released.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from flatc.dialects.accelerator import Accelerator
+from flatc.passes.cost.mapping_columns import Columns, Structure
+from flatc.passes.cost.tile_counts import Counts
+from flatc.passes.kernels.problem import AttentionProblem
+
+
+@dataclass(frozen=True)
+class Case:
+    """Mappings to be timed, and what their tiles add up to."""
+
+    problem: AttentionProblem
+    accelerator: Accelerator
+    structure: Structure
+    columns: Columns
+    counts: Counts
+
+
+def least_times(case: Case, busy: dict[str, Any]) -> list[Any]:
+    """Times below which no latency lies."""
+    first_load, last_store = _ends(case)
+    offchip = [time for name, time in busy.items() if name not in ("array", "vector")]
+    ends = first_load + last_store
+    return [*offchip, busy["array"] + ends, busy["vector"] + ends, *_waiting_cycles(case)]
+
+
+def _waiting_cycles(case: Case) -> list[Any]:
+    """Total length of each cycle of waiting over the instances that may be under way in it."""
+    import numpy as np
+
+    p, c, s, accelerator, counts = case.problem, case.columns, case.structure, case.accelerator, case.counts
+    tensors = counts.tensor_bytes
+    read, write = float(accelerator.cycles_per_byte_read), float(accelerator.cycles_per_byte_written)
+    logit, attend = counts.product["logit"], counts.product["attend"]
+    found: list[Any] = []
+    if p.has("logit"):
+        k_slots = c.k_slots if s.k_level == "key" else c.k_slots * 0 + _NEVER
+        skew = counts.skew["logit"] if s.interleave == 1 else 0
+        used = tensors["k"] * read + logit + skew + (attend if s.v_level == "k" else 0)
+        found.append(used / k_slots)
+        found.append((tensors["q"] * read + logit) / c.q_slots)
+    if p.has("attend"):
+        v_slots = c.v_slots if s.v_level == "key" else c.v_slots * 0 + _NEVER
+        skew = counts.skew["attend"] if s.interleave == 1 else 0
+        found.append((tensors["v"] * read + attend + skew) / v_slots)
+        if s.chains_attends:
+            found.append(attend + counts.rescaling)
+        if s.interleave == 1:
+            # Interleaved tiles share a slot: one may be stored while another is in work.
+            found.append((tensors["result"] * write + attend) / c.output_slots)
+    if s.held:
+        # The array takes the next logit after the attend of its stages, which waits for the vector unit in between.
+        made = logit + attend + counts.product["softmax"] + counts.vector_between
+        found.append((made + counts.awaited_skew["softmax"]) / (c.attend - c.logit + 1))
+    elif p.has("logit") and p.has("attend") and s.algorithm != "streamed":
+        under_way = np.minimum(c.score_slots, c.attend - c.logit + 1)
+        found.append((logit + attend + counts.awaited_skew["logit"] + counts.vector_between) / under_way)
+    return found
+
+
+_NEVER = 1 << 40
+"""Stands for slots that never bind: the tensor is loaded too seldom to count."""
+
+
+def _ends(case: Case) -> tuple[Any, Any]:
+    """Cycles of the loads before the first operation, and of the store after the last: at the least."""
+    import numpy as np
+
+    p, c, s, accelerator = case.problem, case.columns, case.structure, case.accelerator
+    heads = c.batch * c.kv_head
+    loaded: Any = 0
+    if p.has("logit") and p.mask is None:
+        keys = c.key if s.k_level == "key" else p.keys
+        rows = c.query if s.algorithm != "online" else np.minimum(c.query * s.interleave, p.queries)
+        loaded = heads * (s.d_qk or p.d_qk) * (c.group * rows * p.q_bytes + keys * p.k_bytes)
+    # The last tile of each dimension may be ragged.
+    rows = _last(p.batch, c.batch) * _last(p.kv_heads, c.kv_head) * _last(p.group, c.group)
+    rows = rows * _last(p.queries, c.query * (s.interleave if s.algorithm == "online" else 1))
+    stored = rows * p.d_v * p.output_bytes if p.has("attend") else 0
+    return loaded * float(accelerator.cycles_per_byte_read), stored * float(accelerator.cycles_per_byte_written)
+
+
+def _last(size: int, tile: Any) -> Any:
+    ragged = size % tile
+    return ragged + tile * (ragged == 0)

@@ -1,0 +1,108 @@
+"""Array cycles and traffic of logit and attend, added up over the kinds of tiles of a column of mappings."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from flatc.passes.cost.primitive_costs import (
+    ArrayCycles,
+    MatmulTile,
+    Work,
+    array_cycles,
+    chained_traffic,
+    operand_traffic,
+)
+from flatc.passes.cost.tile_counts import Counts, TileKinds, tiles_along
+
+
+class ProductTileCounts(TileKinds):
+    """Adds up the products of one kind; `counts` gives the sums (see `Counts`)."""
+
+    def counts(self, name: Literal["logit", "attend"]) -> Counts:
+        """What logit or attend adds up to: nothing, where the kernel has none."""
+        self.work = Work()
+        self.busy = self.skew = self.awaited_skew = self.columns.batch * 0
+        self.rescaling: Any = 0
+        self.tile_cycles: list[ArrayCycles] = []
+        if self.problem.has(name):
+            self._add_product(name)
+        return Counts(
+            self.work,
+            product={name: self.busy},
+            skew={name: self.skew},
+            awaited_skew={name: self.awaited_skew},
+            rescaling=self.rescaling,
+            tile_cycles=tuple(self.tile_cycles),
+        )
+
+    def _add_product(self, name: str) -> None:
+        """Array cycles and traffic of logit or attend."""
+        p, g = self.problem, self.geometry
+        for count, batch, group in self.head_kinds():
+            for query, q_extent in enumerate(g.q_extents):
+                m = group * q_extent
+                if name == "logit" and self.product_rows:
+                    for times, keys, depth in self._logit_tiles(query):
+                        self._product("logit", MatmulTile(batch, m, keys, depth), count * times, count * 0)
+                    continue
+                for key, k_extent in enumerate(g.k_extents):
+                    times = count * g.visits[query][key]
+                    if not times.any():
+                        continue
+                    # A strip waits for the last of its products only, which may be the ragged one.
+                    last = g.nonempty[query] * (key == 0) * (g.k_extents[1] == 0)
+                    waits = count * last if self.structure.algorithm == "rows" else times
+                    if self.product_rows:
+                        waits = times * 0
+                    if name == "logit":
+                        self._product("logit", MatmulTile(batch, m, k_extent, p.d_qk), times * self.passes, waits)
+                    else:
+                        width = p.d_v + self.structure.sums_in_attend
+                        skew = self._product("attend", MatmulTile(batch, m, width, k_extent), times, waits)
+                        if self.structure.chains_attends:
+                            later = times - count * g.nonempty[query]
+                            self.rescaling = self.rescaling + skew * later * (later > 0)
+
+    def _logit_tiles(self, query: int) -> list[tuple[Any, Any, int]]:
+        """(how many, keys, depth) of the blocks that fill the rows of all query tiles of a kind."""
+        p, g, s = self.problem, self.geometry, self.structure
+        keys = list(zip(g.visits[query], g.k_extents, strict=True))
+        if s.k_level == "query":
+            keys = [(g.q_counts[query], self.columns.key * 0 + p.keys)]
+        return [
+            (times * depths, extent, depth)
+            for times, extent in keys
+            for depths, depth in tiles_along(p.d_qk, s.d_qk or p.d_qk)
+            if depths and times.any()
+        ]
+
+    def _product(self, name: str, tile: MatmulTile, times: Any, waits: Any) -> Any:
+        """Adds `times` products of one kind, `waits` of which somebody waits for; gives the skew of one."""
+        p, c, array = self.problem, self.columns, self.accelerator.array
+        stationarity: str = getattr(self.structure, f"{name}_stationarity")
+        fold = (getattr(c, f"{name}_fold_rows"), getattr(c, f"{name}_fold_columns"))
+        cycles = array_cycles(array, stationarity, fold, tile)
+        self.tile_cycles.append(ArrayCycles(cycles.busy * (times > 0), cycles.latency * (times > 0)))
+        self.busy = self.busy + cycles.busy * times
+        skew = cycles.latency - cycles.busy
+        self.skew = self.skew + skew * times
+        self.awaited_skew = self.awaited_skew + skew * waits
+        attend, held = name == "attend", self.structure.held
+        accumulate = (attend and self.structure.add == "array") or self.product_rows
+        traffic = operand_traffic(array, stationarity, tile, accumulate=accumulate)
+        a, b, out = (
+            (p.probability_bytes, p.v_bytes, p.accumulator_bytes) if attend else (p.q_bytes, p.k_bytes, p.score_bytes)
+        )
+        chained = attend and p.has("logit") and not p.converts_probabilities and not held
+        copied = chained_traffic(array, tile) * a if chained else 0
+        first, results = traffic.a_reads * a, (traffic.c_reads * out, traffic.c_writes * out)
+        registers: Any = 0
+        if held:  # the scores, which attend reads and logit writes
+            registers, first, results = (first, 0, results) if attend else (sum(results), first, (0, 0))
+        self.work = self.work + Work(
+            macs=tile.batch * tile.m * tile.n * tile.k * times,
+            buffer_read_bytes=(first + traffic.b_reads * b + results[0] + copied) * times,
+            buffer_write_bytes=(results[1] + copied) * times,
+            register_bytes=registers * times,
+        )
+        return skew

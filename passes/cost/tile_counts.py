@@ -1,0 +1,138 @@
+"""What the tiles of a column of mappings add up to: the sums that `closed_form` turns into bytes, cycles and energy.
+
+Three files count them: `product_tile_counts` the products, `vector_tile_counts` the vector unit's work, and
+`transfer_counts` what goes off chip and back. They visit the same kinds of tiles (`TileKinds`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from flatc.dialects.accelerator import Accelerator
+from flatc.passes.cost.key_geometry import KeyGeometry
+from flatc.passes.cost.mapping_columns import Columns, Structure
+from flatc.passes.cost.primitive_costs import ArrayCycles, Work
+from flatc.passes.kernels.problem import AttentionProblem
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the tiles of a column of mappings add up to, whenever they happen; every number is an array.
+
+    It depends on the sizes of tiles and on folds, not on slots and stages, so mappings that differ in these share it
+    (`SharedCounts`). `product`, `skew` and `awaited_skew` are cycles of each product, and of what PEs do of the
+    softmax: busy, skew of all its tiles, and skew that the vector unit or a store waits for. `vector_between` is vector
+    work between logit and attend of the same scores, `vector_aside` the rest. `rescaling` is the part of it that
+    stands between an attend and the next one of the same rows, and what these wait for the first.
+    `transfers` are loads and stores.
+    """
+
+    work: Work
+    product: dict[str, Any] = field(default_factory=dict[str, Any])
+    skew: dict[str, Any] = field(default_factory=dict[str, Any])
+    awaited_skew: dict[str, Any] = field(default_factory=dict[str, Any])
+    vector_between: Any = 0
+    vector_aside: Any = 0
+    rescaling: Any = 0
+    tensor_bytes: dict[str, Any] = field(default_factory=dict[str, Any])
+    transfers: tuple[Any, Any] = (0, 0)
+    tile_cycles: tuple[ArrayCycles, ...] = ()
+    """Of each kind of tile of the products, what one operation takes; nothing for kinds that do not occur."""
+
+    @property
+    def array(self) -> Any:
+        """Cycles that the array is busy."""
+        return sum(self.product.values())
+
+    @property
+    def vector(self) -> Any:
+        """Cycles that the vector unit is busy."""
+        return self.vector_between + self.vector_aside
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            Work(**_sums(vars(self.work), vars(other.work))),
+            _sums(self.product, other.product),
+            _sums(self.skew, other.skew),
+            _sums(self.awaited_skew, other.awaited_skew),
+            _sum(self.vector_between, other.vector_between),
+            _sum(self.vector_aside, other.vector_aside),
+            _sum(self.rescaling, other.rescaling),
+            _sums(self.tensor_bytes, other.tensor_bytes),
+            (_sum(self.transfers[0], other.transfers[0]), _sum(self.transfers[1], other.transfers[1])),
+            (*self.tile_cycles, *other.tile_cycles),
+        )
+
+    def take(self, indices: Any) -> Counts:
+        """The rows at `indices`, without `tile_cycles`."""
+
+        def at(number: Any) -> Any:
+            return number[indices] if getattr(number, "shape", ()) else number
+
+        def each(numbers: dict[str, Any]) -> dict[str, Any]:
+            return {name: at(number) for name, number in numbers.items()}
+
+        return Counts(
+            Work(**each(vars(self.work))),
+            each(self.product),
+            each(self.skew),
+            each(self.awaited_skew),
+            at(self.vector_between),
+            at(self.vector_aside),
+            at(self.rescaling),
+            each(self.tensor_bytes),
+            (at(self.transfers[0]), at(self.transfers[1])),
+        )
+
+
+def _sum(left: Any, right: Any) -> Any:
+    """left + right; a part that has nothing to add takes no time."""
+    for one, other in ((left, right), (right, left)):
+        if not hasattr(one, "shape") and not one:
+            return other
+    return left + right
+
+
+def _sums(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
+    """Sums by name; what only one of the two has is kept."""
+    return left | {name: _sum(left.get(name, 0), number) for name, number in right.items()}
+
+
+class TileKinds:
+    """The kinds of tiles that a column of mappings has, and how many there are of each."""
+
+    def __init__(
+        self,
+        problem: AttentionProblem,
+        accelerator: Accelerator,
+        structure: Structure,
+        columns: Columns,
+        geometry: KeyGeometry,
+    ):
+        self.problem, self.accelerator = problem, accelerator
+        self.structure, self.columns = structure, columns
+        self.geometry = geometry
+        self.product_rows = structure.is_product_rows(problem)
+        self.shares_keys = structure.interleave > 1 and not self.product_rows
+        """Whether interleaved query tiles of an online softmax share tiles of K and V."""
+        self.passes = 2 if structure.algorithm == "streamed" else 1
+        """How often scores are made."""
+
+    def head_kinds(self) -> list[tuple[Any, Any, Any]]:
+        """(how many, batch x kv heads in the tile, query heads per kv head) for each kind of head tile."""
+        p, c = self.problem, self.columns
+        kinds: list[tuple[Any, Any, Any]] = []
+        for batches, batch in tiles_along(p.batch, c.batch):
+            for kv_tiles, kv_head in tiles_along(p.kv_heads, c.kv_head):
+                for groups, group in tiles_along(p.group, c.group):
+                    count = batches * kv_tiles * groups
+                    if count.any():
+                        kinds.append((count, batch * kv_head, group))
+        return kinds
+
+
+def tiles_along(size: int, tile: Any) -> list[tuple[Any, Any]]:
+    """(how many, extent) of the full tiles and of the ragged tile."""
+    ragged = size % tile
+    return [(size // tile, tile), ((ragged > 0) * 1, ragged)]
