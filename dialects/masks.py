@@ -272,10 +272,10 @@ class KeyInterval:
 
 
 def intervals(mask: Mask) -> tuple[KeyInterval, ...]:
-    """The visible keys of row "q" as one interval or two disjoint ones, the first before the second.
+    """The visible keys of row "q": one interval, or two disjoint ones, the first before the second.
 
     The union of the intervals is exact for every row q >= 0: a key k >= 0 is visible if and only if one of
-    them holds it. A mask that leaves more than two ranges of keys raises `FlatcError`.
+    them holds it. Intervals that cannot be put in order for every row, and more than two, may overlap.
 
         >>> for interval in intervals(Causal(0) & (Window(8, 0, 0) | FirstN(4))):
         ...     print(interval.lo, "..", interval.hi)
@@ -285,17 +285,13 @@ def intervals(mask: Mask) -> tuple[KeyInterval, ...]:
     spans = _merged(_spans(mask))
     if len(spans) == 2 and not _at_most(spans[0].lo, spans[1].lo):
         spans.reverse()
-    if len(spans) > 2 or (len(spans) == 2 and not _at_most(spans[0].lo, spans[1].lo)):
-        raise FlatcError(
-            f"the mask {mask} leaves more than two ranges of keys in a row",
-            help="simplify it, or give it as a bool tensor, which skips nothing",
-        )
+    in_order = len(spans) == 1 or (len(spans) == 2 and _at_most(spans[0].lo, spans[1].lo))
     found: list[KeyInterval] = []
     before: _Bound = _NOTHING
     for span in spans:
         lo = _expr(_extreme([span.lo, before, _Edge(0, 0)], largest=True))
         found.append(KeyInterval(lo, _expr(span.hi)))
-        before = span.hi
+        before = span.hi if in_order else _NOTHING
     return tuple(found)
 
 

@@ -6,6 +6,7 @@ visible_distances(Causal(0), 4, 4)         # [-3, -2, -1, 0]
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -67,4 +68,20 @@ def _ranges(mask: Mask, queries: int, keys: int) -> list[tuple[Ints, Ints]]:
         lower = np.clip(interval.lo.evaluate({"q": rows}) + 0 * rows, 0, keys)
         upper = np.maximum(np.clip(interval.hi.evaluate({"q": rows}) + 0 * rows, 0, keys), lower)
         found.append((lower, upper))
+    return _disjoint(found, keys) if len(found) > 1 else found
+
+
+def _disjoint(ranges: Sequence[tuple[Ints, Ints]], keys: int) -> list[tuple[Ints, Ints]]:
+    """The same ranges without what they have in common, row by row; empty ones lie behind all others."""
+    import numpy as np
+
+    starts, ends = (np.stack(sides) for sides in zip(*ranges, strict=True))
+    order = np.argsort(np.where(starts < ends, starts, keys), axis=0, kind="stable")
+    starts, ends = (np.take_along_axis(sides, order, axis=0) for sides in (starts, ends))
+    reached = np.zeros_like(starts[0])
+    found: list[tuple[Ints, Ints]] = []
+    for lower, upper in zip(starts, ends, strict=True):
+        begin = np.minimum(np.maximum(lower, reached), np.maximum(upper, reached))
+        reached = np.maximum(upper, reached)
+        found.append((begin, reached))
     return found

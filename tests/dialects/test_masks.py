@@ -140,13 +140,9 @@ def from_intervals(mask: Mask, queries: int, keys: int) -> NDArray[np.int64]:
 
 @settings(max_examples=600, deadline=None)
 @given(any_mask)
-def test_intervals_hold_each_visible_key_once(mask: Mask) -> None:
-    try:
-        found = intervals(mask)
-    except FlatcError:
-        return
-    assert len(found) <= 2
-    np.testing.assert_array_equal(from_intervals(mask, 70, 90), dense(mask, 70, 90))
+def test_intervals_hold_each_visible_key(mask: Mask) -> None:
+    found = intervals(mask)
+    np.testing.assert_array_equal(from_intervals(mask, 70, 90) > 0, dense(mask, 70, 90))
     for interval in found:
         for end in (interval.lo, interval.hi):
             values = [end.evaluate({"q": q}) for q in range(70)]
@@ -176,18 +172,16 @@ def test_masks_of_real_models_are_representable(mask: Mask, expected: list[tuple
     np.testing.assert_array_equal(from_intervals(mask, 600, 700), dense(mask, 600, 700))
 
 
-def test_three_ranges_are_refused() -> None:
-    with pytest.raises(FlatcError, match="more than two ranges"):
-        intervals(FirstN(1) | Window(2, 0, 10) | Window(2, 0, 30))
+def test_three_ranges_may_overlap() -> None:
+    mask = FirstN(1) | Window(2, 0, 10) | Window(2, 0, 30)
+    assert len(intervals(mask)) == 3
+    np.testing.assert_array_equal(from_intervals(mask, 40, 90) > 0, dense(mask, 40, 90))
 
 
 @settings(deadline=None)
 @given(any_mask, st.integers(1, 12), st.integers(1, 12))
 def test_a_mask_that_shows_all_hides_nothing(mask: Mask, queries: int, keys: int) -> None:
-    try:
-        found = shows_all(mask, queries, keys)
-    except FlatcError:
-        return  # more than two ranges of keys
+    found = shows_all(mask, queries, keys)
     everything = bool(dense(mask, queries, keys).all())
     assert everything or not found
     assert found == everything or len(intervals(mask)) > 1

@@ -12,7 +12,7 @@ import pytest
 from flatc.accelerators import load
 from flatc.builder import causal
 from flatc.dialects.accelerator import NO_VECTOR_UNIT
-from flatc.dialects.masks import Causal, FirstN, Mask, Window, allows
+from flatc.dialects.masks import Causal, Chunk, FirstN, Mask, Window, allows
 from flatc.passes.cost.bounds import (
     RESOURCES,
     Bounds,
@@ -48,6 +48,8 @@ def problem(sizes: Shape | None = None, **changes: object) -> AttentionProblem:
         Causal(1) & (Window(4, 0, 1) | FirstN(2)),
         Window(2, 1, -9),
         Causal(-50),
+        Window(3, 0, 2) | Chunk(4, 0),
+        FirstN(1) | Window(2, 0, 4) | Window(2, 0, 7) | Chunk(3, 1),
     ],
     ids=str,
 )
