@@ -415,21 +415,10 @@ class Graph:
         at: Position | None = None,
     ) -> Tensor:
         """softmax(mask(softcap(scale * q . k^T) + bias)) . v; the scale is 1 / sqrt(d_qk) unless given."""
-        shape = _guard(at, lambda: shapes.attention(q.shape, k.shape, v.shape))
-        scores = self.logit(q, k, scale=scale, at=at).value
-        offset = k.shape[2] - q.shape[2]
-        if softcap is not None:
-            scores = self._emit(attn.SoftcapOp(scores, softcap), at).value
-        for term in as_bias(bias).terms if bias is not None else ():
-            scores = self._emit(term(scores, offset), at).value
-        if mask is not None:
-            scores = self._mask(scores, as_mask(mask), offset, at)
+        _guard(at, lambda: shapes.attention(q.shape, k.shape, v.shape))
+        scores = self.adjust(self.logit(q, k, scale=scale, at=at), mask=mask, bias=bias, softcap=softcap, at=at)
         stored = self._wider(q, v)
-        p = self._emit(
-            attn.SoftmaxOp(scores, self._type((*shape[:3], k.shape[2]), stored), sink.value if sink else None),
-            at,
-        )
-        return self._attend(p, v, stored, at)
+        return self._attend(self._probabilities(scores, sink, stored, at), v, stored, at)
 
     def logit(self, q: Tensor, k: Tensor, *, scale: float | None = None, at: Position | None = None) -> Tensor:
         """The scores alone: scale * q . k^T, in the softmax type."""
@@ -439,6 +428,35 @@ class Graph:
         whole = not (self._is_float(q) or self._is_float(k))
         accumulator = DTYPES["i32" if whole else self.accumulate]
         return self._emit(attn.LogitOp(q.value, k.value, factor, accumulator, result), at)
+
+    def adjust(
+        self,
+        scores: Tensor,
+        *,
+        mask: MaskExpr | Tensor | None = None,
+        bias: BiasExpr | Tensor | None = None,
+        softcap: float | None = None,
+        at: Position | None = None,
+    ) -> Tensor:
+        """mask(softcap(scores) + bias): what attention does to scores [B, H, S, T] before the softmax."""
+        _guard(at, lambda: shapes.scores(scores.shape))
+        found, offset = scores.value, scores.shape[3] - scores.shape[2]
+        if softcap is not None:
+            found = self._emit(attn.SoftcapOp(found, softcap), at).value
+        for term in as_bias(bias).terms if bias is not None else ():
+            found = self._emit(term(found, offset), at).value
+        if mask is not None:
+            found = self._mask(found, as_mask(mask), offset, at)
+        return replace(scores, value=found, name=None) if found is not scores.value else scores
+
+    def probabilities(self, scores: Tensor, *, sink: Tensor | None = None, at: Position | None = None) -> Tensor:
+        """The probabilities of scores [B, H, S, T], row by row, in the storage type; rows that see nothing are zero."""
+        _guard(at, lambda: shapes.scores(scores.shape))
+        return self._probabilities(scores, sink, self._storage(), at)
+
+    def _probabilities(self, scores: Tensor, sink: Tensor | None, stored: str, at: Position | None) -> Tensor:
+        result = self._type(scores.shape, stored)
+        return self._emit(attn.SoftmaxOp(scores.value, result, sink.value if sink else None), at)
 
     def attend(self, p: Tensor, v: Tensor, *, at: Position | None = None) -> Tensor:
         """Probabilities times values, in the storage type."""

@@ -15,7 +15,7 @@ A module may enter at any level. Fused kernels that all have mappings keep them,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -176,9 +176,10 @@ def _tile(
     from flatc.passes.fuse_layers import FuseLayersPass
     from flatc.passes.tile_attention import tile_module
 
-    if given is not None and _names_parts(given):
-        strategy = "unfused"
-    apply(FuseAttentionPass(UNFUSED_GROUPS if strategy == "unfused" else (WHOLE,)), module)
+    groups = UNFUSED_GROUPS if strategy == "unfused" else (WHOLE,)
+    if given is not None and _is_unfused(given, module):
+        strategy, groups = "unfused", UNFUSED_GROUPS
+    apply(FuseAttentionPass(groups), module)
     apply(FuseLayersPass(), module)
     kernels = [op for op in module.walk() if isinstance(op, FusedOp)]
     if not kernels:
@@ -193,10 +194,17 @@ def _tile(
     return choices
 
 
-def _names_parts(given: Mapping[str, KernelMapping]) -> bool:
-    """Whether mappings are for the kernels of an unfused attention: one at least has no whole attention to do."""
-    attentions = [mapping for mapping in given.values() if isinstance(mapping, AttentionMapping)]
-    return any(mapping.softmax.algorithm == "none" for mapping in attentions)
+def _is_unfused(given: Mapping[str, KernelMapping], module: ModuleOp) -> bool:
+    """Whether mappings are for an unfused attention: they name kernels that it has, and that a fused one has not."""
+    from flatc.passes.fuse_attention import WHOLE, FuseAttentionPass
+
+    def kernels(groups: Sequence[str]) -> set[str]:
+        copy = module.clone()
+        FuseAttentionPass(tuple(groups)).apply(Context(), copy)
+        return {op.kernel.data for op in copy.walk() if isinstance(op, FusedOp)}
+
+    named = {name for name, mapping in given.items() if isinstance(mapping, AttentionMapping)}
+    return named <= kernels(UNFUSED_GROUPS) and not named <= kernels((WHOLE,))
 
 
 def lower(module: ModuleOp) -> None:

@@ -18,8 +18,11 @@ logit, or the mask part where there is no logit or a mask stands before them.
 
 Keys and values in pages come with the table that says where these lie: the region takes it as one more argument.
 
-The pass knows nothing of accelerators and changes no numbers. It refuses, with a `FlatcError`, to fuse what
-cannot stay on chip: a result inside of a group that something outside of it uses as well.
+A result that something else needs too has to go off chip, so a kernel ends there: where a graph returns its scores, or
+two attentions share them, the operators behind read them again. No kernel has more than one result, and nothing is
+computed twice. An operator that is no part of an attention (`gelu` on scores) ends a kernel likewise.
+
+The pass knows nothing of accelerators and changes no numbers.
 """
 
 from __future__ import annotations
@@ -31,16 +34,15 @@ from typing import ClassVar
 
 from typing_extensions import override
 from xdsl.context import Context
-from xdsl.dialects.builtin import ArrayAttr, ModuleOp, StringAttr
-from xdsl.dialects.func import FuncOp, ReturnOp
-from xdsl.ir import Block, Operation, SSAValue
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.dialects.func import FuncOp
+from xdsl.ir import Block, SSAValue
 from xdsl.passes import ModulePass
-from xdsl.utils.hints import isa
 
-from flatc.dialects.attn import SCORE_OPS, AttendOp, AttnOp, LogitOp, MaskOp, ScoreOp, SoftmaxOp, shape_of
-from flatc.dialects.diagnostics import FlatcError, did_you_mean, position_of
+from flatc.dialects.attn import AttendOp, AttnOp, LogitOp, MaskOp, ScoreOp, SoftcapOp, SoftmaxOp
+from flatc.dialects.diagnostics import FlatcError, did_you_mean
 from flatc.dialects.flat import FusedOp
-from flatc.passes.kernels.fused_region import fuse_operators
+from flatc.passes.kernels.fused_region import fuse_operators, unused_name
 from flatc.passes.kernels.keyed_storage import page_of
 
 PARTS = ("logit", "mask", "softmax", "attend")
@@ -110,11 +112,6 @@ class AttentionChain:
 
     links: tuple[Link, ...]
 
-    @property
-    def anchor(self) -> Link | None:
-        """The first link that is not a change to scores; without one, this is no attention."""
-        return next((link for link in self.links if not isinstance(link.op, ScoreOp)), None)
-
 
 def find_chains(block: Block) -> list[AttentionChain]:
     """The attentions of a block, in program order. Where a result has several users, the first goes on."""
@@ -133,8 +130,7 @@ def find_chains(block: Block) -> list[AttentionChain]:
         chain.append(Link(op, part))
         if part != "attend":
             open_at[op.results[0]] = chain
-    found = [AttentionChain(tuple(chain)) for chain in chains]
-    return [chain for chain in found if chain.anchor is not None]
+    return [AttentionChain(tuple(chain)) for chain in chains]
 
 
 def _part(op: AttnOp, before: str | None) -> str:
@@ -181,109 +177,42 @@ def plan_kernels(chains: Sequence[AttentionChain], groups: Sequence[Group]) -> l
     for number, chain in enumerate(chains):
         for group, run in groupby(chain.links, key=lambda link: group_of.get(link.part)):
             if group is not None:
-                links = tuple(run)
                 suffix = f"_{number}" if len(chains) > 1 else ""
-                kernels.append(Kernel(kernel_name({link.part for link in links}) + suffix, links))
+                for piece in split_where_used(tuple(run)):
+                    kernels.append(Kernel(kernel_name(_part(link.op, None) for link in piece) + suffix, piece))
     return kernels
+
+
+def split_where_used(links: Sequence[Link]) -> Iterator[tuple[Link, ...]]:
+    """Runs of links in which every result is read by the next link, as its scores, and by nothing else.
+
+    A softcap behind a mask begins a run: it makes what is hidden visible again, at minus the cap.
+    """
+    start, hides = 0, False
+    for place, (link, following) in enumerate(pairwise(links), start=1):
+        (first, *others) = link.result.uses
+        hides |= isinstance(link.op, MaskOp)
+        stays = not others and (first.operation, first.index) == (following.op, 0)
+        if not stays or (hides and isinstance(following.op, SoftcapOp)):
+            yield tuple(links[start:place])
+            start, hides = place, False
+    yield tuple(links[start:])
 
 
 def kernel_name(parts: Iterable[str]) -> str:
     """`attention` for the whole chain, otherwise its parts; a mask is not worth a mention."""
-    named = [part for part in PARTS if part in parts and part != "mask"]
+    there = set(parts)
+    named = [part for part in PARTS if part in there and part != "mask"]
     return "attention" if named == ["logit", "softmax", "attend"] else "_".join(named) or "mask"
-
-
-# --- Refuse ---------------------------------------------------------------------------------------------
-
-
-def check_kernel(kernel: Kernel, groups: Sequence[Group]) -> None:
-    """Raise `FlatcError` if a result inside the kernel is needed outside of it."""
-    inside = [link.op for link in kernel.links]
-    for link, following in pairwise(kernel.links):
-        users = [use.operation for use in link.result.uses if use.operation not in inside]
-        if users:
-            help = "drop the other use"
-            if link.part != following.part:
-                help += f", or end the kernel there with groups={_split_after(link.part, groups)}"
-            raise _used_outside(link, following, _first(users), help)
-
-
-def _split_after(part: str, groups: Sequence[Group]) -> str:
-    """The option `groups` with the group of a part cut in two behind it."""
-    texts: list[str] = []
-    for group in groups:
-        cut = group.index(part) + 1 if part in group else len(group)
-        texts += ["+".join(piece) for piece in (group[:cut], group[cut:]) if piece]
-    return ",".join(f'"{text}"' for text in texts)
-
-
-def _first(users: Sequence[Operation]) -> Operation:
-    """The user that stands first in the program."""
-    return next((user for user in users if all(user is o or user.is_before_in_block(o) for o in users)), users[0])
-
-
-def _used_outside(link: Link, following: Link, user: Operation, help: str) -> FlatcError:
-    place = position_of(user)
-    return FlatcError(
-        f"{link.op.name} cannot be fused with {following.op.name}: its result would have to stay on chip, "
-        f"and {_described(user, link.result)}",
-        position=position_of(link.op),
-        notes=[f"the other use is at {place}"] if place else [],
-        help=help,
-    )
-
-
-def _described(user: Operation, value: SSAValue) -> str:
-    if not isinstance(user, ReturnOp):
-        return f"{user.name} uses it as well"
-    function = user.parent_op()
-    names = function.attributes.get("flat.names") if function else None
-    if not isa(names, ArrayAttr[StringAttr]):
-        return "the function returns it"
-    return f"the graph returns it as '{names.data[list(user.operands).index(value)].data}'"
-
-
-def check_chain(chain: AttentionChain, groups: Sequence[Group]) -> None:
-    """Raise `FlatcError` if unknown operators keep a chain from what it would share a kernel with."""
-    anchor = chain.anchor
-    if anchor is None or isinstance(anchor.op, LogitOp):
-        return
-    for between, source in _unknown_producers(anchor.op.operands[0]):
-        part = _part(source, None)
-        if any({part, anchor.part} <= set(group) for group in groups) and part != anchor.part:
-            known = "between them may stand " + ", ".join(op.name for op in SCORE_OPS)
-            raise FlatcError(
-                f"{between.name} stands between {source.name} and {anchor.op.name}, which cannot be fused over it",
-                position=position_of(between),
-                notes=[known] if isinstance(source, LogitOp) else [],
-                help=f"leave {part} and {anchor.part} in separate groups, or drop {between.name}",
-            )
-
-
-def _unknown_producers(value: SSAValue) -> Iterator[tuple[AttnOp, LogitOp | SoftmaxOp]]:
-    """The operators that made a value out of scores or probabilities of the same shape, with their source."""
-    seen: set[SSAValue] = set()
-    pending = [value]
-    while pending:
-        current = pending.pop()
-        producer = current.owner
-        if current in seen or not isinstance(producer, AttnOp) or isinstance(producer, LogitOp | SoftmaxOp | AttendOp):
-            continue
-        seen.add(current)
-        for operand in producer.operands:
-            if shape_of(operand) == shape_of(value):
-                if isinstance(operand.owner, LogitOp | SoftmaxOp):
-                    yield producer, operand.owner
-                pending.append(operand)
 
 
 # --- Rewrite --------------------------------------------------------------------------------------------
 
 
-def fuse(kernel: Kernel) -> FusedOp:
+def fuse(kernel: Kernel, name: str) -> FusedOp:
     """Move the operators of a kernel into a `flat.fused` where the last of them stands; tables of pages come along."""
     pages = [page for value in kernel.inputs() if (page := page_of(value)) is not None]
-    return fuse_operators(kernel.name, [link.op for link in kernel.links], [page.table for page in pages])
+    return fuse_operators(name, [link.op for link in kernel.links], [page.table for page in pages])
 
 
 @dataclass(frozen=True)
@@ -300,13 +229,9 @@ class FuseAttentionPass(ModulePass):
     @override
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         groups = parse_groups(self.groups)
+        used = {fused.kernel.data for fused in op.walk() if isinstance(fused, FusedOp)}
         functions = [function for function in op.walk() if isinstance(function, FuncOp)]
         for function in functions:
             chains = [chain for block in function.body.blocks for chain in find_chains(block)]
-            kernels = plan_kernels(chains, groups)
-            for kernel in kernels:
-                check_kernel(kernel, groups)
-            for chain in chains:
-                check_chain(chain, groups)
-            for kernel in kernels:
-                fuse(kernel)
+            for kernel in plan_kernels(chains, groups):
+                fuse(kernel, unused_name(kernel.name, used))

@@ -44,7 +44,7 @@ from flatc.dialects.attn import (
 )
 from flatc.dialects.attn_op import AttnOp
 from flatc.dialects.flat import FusedOp
-from flatc.passes.kernels.fused_region import fuse_operators
+from flatc.passes.kernels.fused_region import fuse_operators, unused_name
 from flatc.passes.kernels.vector_region import CHAIN_OPS
 
 
@@ -113,16 +113,6 @@ def _short_name(op: AttnOp) -> str:
 
 
 # --- Rewrite --------------------------------------------------------------------------------------------
-
-
-def unused_name(name: str, used: set[str]) -> str:
-    """`name`, or `name_1`, `name_2`, ... if it is used; it is used from now on."""
-    found, number = name, 0
-    while found in used:
-        number += 1
-        found = f"{name}_{number}"
-    used.add(found)
-    return found
 
 
 @dataclass(frozen=True)

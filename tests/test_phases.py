@@ -216,6 +216,14 @@ def test_appending_writes_new_rows_and_copies_no_old_ones(phase: str):
     assert run.offchip_bytes == traffic == totals(flatc.compile(cached(new, old), mapping=result.mapping_text))
 
 
+def test_a_cache_of_integers_grows_too():
+    graph = Graph("whole", dtype="bf16", softmax="f32")
+    q, k = graph.input("q", [1, 2, 1, 16]), graph.input("k", [1, 2, 1, 16], "i8")
+    rows = graph.append(graph.cache("c", [1, 2, 7, 16], "i8"), k)
+    graph.output(graph.attention(q, rows, rows), names=["a"])
+    assert flatc.compile(graph, "edge", strategy="online").run().passed
+
+
 def test_explaining_tells_rows_that_are_read_from_rows_that_are_appended():
     """Both are in the cache; a row that is appended and read back is read once more than it must be."""
     result = flatc.compile(cached(4, 4), "edge", strategy="online", objective="offchip")

@@ -46,6 +46,8 @@ FUNCTIONS: Mapping[str, Signature] = {
         {"mask": "mask", "bias": "bias", "scale": "real", "softcap": "real", "sink": "tensor"},
     ),
     "logit": Signature({"q": "tensor", "k": "tensor"}, {"scale": "real"}),
+    "adjust": Signature({"scores": "tensor"}, {"mask": "mask", "bias": "bias", "softcap": "real"}),
+    "probabilities": Signature({"scores": "tensor"}, {"sink": "tensor"}),
     "attend": Signature({"p": "tensor", "v": "tensor"}),
     "heads": Signature({"x": "tensor", "heads": "whole"}),
     "merge": Signature({"x": "tensor"}),

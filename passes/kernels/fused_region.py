@@ -49,3 +49,13 @@ def fuse_operators(name: str, ops: Sequence[Operation], beside: Sequence[SSAValu
 
 def _outside_users(value: SSAValue, ops: Sequence[Operation]) -> bool:
     return any(use.operation not in ops for use in value.uses)
+
+
+def unused_name(name: str, used: set[str]) -> str:
+    """`name`, or `name_1`, `name_2`, ... if it is used; it is used from now on."""
+    found, number = name, 0
+    while found in used:
+        number += 1
+        found = f"{name}_{number}"
+    used.add(found)
+    return found

@@ -14,7 +14,7 @@ of other kinds are read back by their kinds (`flatc.passes.kinds`), as a `Part` 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -125,11 +125,10 @@ def _parts(ops: Sequence[TimedOp]) -> _Parts | None:
     vector = {op.kind.data: op for op in ops if isinstance(op, VectorOp)}
     loads = {op.writes[0]: op for op in ops if isinstance(op, LoadOp)}
     stores = [op for op in ops if isinstance(op, StoreOp)]
-    if len(stores) != 1 or not (products or "exp" in vector):
+    mask, steps, softmax = vector.get("mask"), _steps(ops), vector.get("exp")
+    if len(stores) != 1 or not (products or softmax or mask or steps):
         return None
-    return _Parts(
-        logit, vector.get("mask"), _steps(ops), vector.get("sink"), vector.get("exp"), attend, loads, stores[0]
-    )
+    return _Parts(logit, mask, steps, vector.get("sink"), softmax, attend, loads, stores[0])
 
 
 def _steps(ops: Sequence[TimedOp]) -> tuple[VectorOp, ...]:
@@ -283,13 +282,16 @@ def _bytes(tensor: SSAValue | None) -> int:
 # --- Kernels joined to attentions ---------------------------------------------------------------------------
 
 
-def joined(parts: Iterable[Part | None]) -> list[Part] | None:
-    """The parts of a schedule, those of one attention as one; None if a kernel is unknown."""
+def joined(parts: Iterable[Part | None], returned: Container[SSAValue] = ()) -> list[Part] | None:
+    """The parts of a schedule, those of one attention as one; None if a kernel is unknown.
+
+    Scores whose storage is `returned` do not stay inside of an attention, so what makes and what reads them are two.
+    """
     found: list[Part] = []
     for part in parts:
         if part is None:
             return None
-        producer = _producer(part, found) if isinstance(part, Attention) else None
+        producer = _producer(part, found, returned) if isinstance(part, Attention) else None
         if producer is None:
             found.append(part)
         else:
@@ -297,14 +299,16 @@ def joined(parts: Iterable[Part | None]) -> list[Part] | None:
     return found
 
 
-def _producer(part: Attention, found: Iterable[Part]) -> Attention | None:
-    """The attention whose scores or probabilities are the input of `part`."""
+def _producer(part: Attention, found: Iterable[Part], returned: Container[SSAValue]) -> Attention | None:
+    """The attention whose scores or probabilities are the input of `part` and need not leave the chip."""
     scores = part.values.get("scores")
+    if scores is None or storage(scores) in returned:
+        return None
     for attention in found:
         if not isinstance(attention, Attention):
             continue
         follows = STAGES.index(attention.problem.stages[-1]) < STAGES.index(part.problem.stages[0])
-        if scores is not None and follows and storage(attention.values["result"]) is storage(scores):
+        if follows and storage(attention.values["result"]) is storage(scores):
             return attention
     return None
 
@@ -347,11 +351,19 @@ def _new_roles(steps: Sequence[ScoreOp], places: int) -> dict[str, str]:
 
 
 def outside_tensors(schedule: ScheduleOp, part: Part) -> dict[str, str | None]:
-    """The tensors of a part by role, None for those that need not leave the chip: neither input nor output."""
+    """The tensors of a part by role, None for what need not be moved: neither read from inputs nor an output."""
+    given = {storage(value) for value in schedule.body.block.args}
+    written = given | returned_storage(schedule)
+    return {
+        role: tensor_name(value) if storage(value) in (written if is_written(role) else given) else None
+        for role, value in part.values.items()
+    }
+
+
+def returned_storage(schedule: ScheduleOp) -> set[SSAValue]:
+    """The tensors off chip that hold what a schedule returns."""
     last = schedule.body.block.last_op
-    returned = list(last.values) if isinstance(last, ReturnOp) else []
-    outside = {storage(value) for value in (*schedule.body.block.args, *returned)}
-    return {r: tensor_name(v) if storage(v) in outside else None for r, v in part.values.items()}
+    return {storage(value) for value in last.values} if isinstance(last, ReturnOp) else set()
 
 
 def _appended_bytes(part: Part) -> dict[str, int]:

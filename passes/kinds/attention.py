@@ -60,7 +60,8 @@ class AttentionKind(KernelKind[AttentionProblem, Mapping]):
                 f"kernel '{kernel}' is fused and the strategy is unfused",
                 help='run fuse-attention{groups="logit","mask+softmax","attend"} before',
             )
-        return find_mappings(problem, accelerator, strategy if whole else "unfused", objective, kernel=kernel)
+        fused = problem.has("softmax") and problem.has("attend")
+        return find_mappings(problem, accelerator, strategy if fused else "unfused", objective, kernel=kernel)
 
     @override
     def shortened(self, problem: AttentionProblem, mapping: Mapping) -> AttentionProblem:

@@ -15,7 +15,7 @@ from flatc.dialects.diagnostics import FlatcError, position_of
 from flatc.dialects.flat import FusedOp
 from flatc.dialects.spatial import KernelOp, ScheduleOp
 from flatc.passes.cost.bounds import AnyProblem
-from flatc.passes.kernels.schedule_problem import Part, joined
+from flatc.passes.kernels.schedule_problem import Part, joined, returned_storage
 from flatc.passes.kinds.append import APPEND
 from flatc.passes.kinds.attention import ATTENTION
 from flatc.passes.kinds.kind import KernelKind
@@ -50,4 +50,4 @@ def kernel_part(kernel: KernelOp) -> Part | None:
 
 def parts(schedule: ScheduleOp) -> list[Part] | None:
     """What the kernels of a schedule compute, those of one attention as one part; None if a kernel is unknown."""
-    return joined(map(kernel_part, schedule.kernels()))
+    return joined(map(kernel_part, schedule.kernels()), returned_storage(schedule))
