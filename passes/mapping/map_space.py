@@ -62,7 +62,7 @@ def _in_registers(lead: int, depth: int) -> Pipelining:
     return Pipelining(stages, 2, depth + 1, q_slots=lead + 2, key_slots=lead + depth + 2, head_slots=lead + 1)
 
 
-IN_REGISTERS = (_in_registers(1, 1), _in_registers(2, 3), _in_registers(4, 5))
+IN_REGISTERS = tuple(_in_registers(lead, depth) for depth in (1, 3, 5) for lead in (1, 2, 4))
 """For score tiles in the registers of PEs: waves through the array take longer than the work on a tile, so several are
 under way, and the loads behind a store must not wait until it is due."""
 
