@@ -6,9 +6,11 @@ Tiles come from stated finite sets, so that "best" has a meaning:
                  balanced tiles ceil(size / n) for n up to 16
     heads        divisors: of the group first, then kv heads, then batch, up to 64 query heads in a tile, and FLAT's
                  corners: all heads of one batch, all of every batch
-    pipelining   `overlapped`: attend works one trip behind logit on a second set of scores;
-                 `in turn`: one set of scores, array and vector unit alternate; `single`: no second slot anywhere
-    row sums     on the vector unit, or a column of ones beside V (`auto`, the first pipelining)
+    pipelining   `overlapped`: attend works one trip behind logit on a second set of scores; `with a spare`: a third
+                 set, which a logit writes while an attend still leaves the array (where probabilities take the place
+                 of scores); `in turn`: one set of scores, array and vector unit alternate; `single`: no second slot
+                 anywhere
+    row sums     on the vector unit, or a column of ones beside V (`auto`, overlapped)
     PEs          where they can do max, exp and add: all softmax work of scores on tiles in their registers, 1, 3 or 5
                  tiles between logit and attend and loads 1, 2 or 4 tiles ahead, products added on the vector unit, K
                  and V at the same level (`auto`)
@@ -50,6 +52,7 @@ class Pipelining:
 
 
 OVERLAPPED = Pipelining((0, 0, 1, 1, 2), 2, 2)
+WITH_A_SPARE = Pipelining((0, 0, 1, 1, 2), 2, 3)
 IN_TURN = Pipelining((0, 0, 0, 0, 1), 2, 1)
 SINGLE = Pipelining((0, 0, 0, 0, 0), 1, 1)
 TO_MEMORY = Pipelining((0, 0, 0, 0, 1), 2, 2)
@@ -92,7 +95,8 @@ def can_hold_scores(accelerator: Accelerator) -> bool:
 def pipelinings(problem: AttentionProblem) -> tuple[Pipelining, ...]:
     """The pipelinings that make sense for a kernel."""
     if problem.has("attend") and (problem.has("logit") or problem.has("softmax")):
-        return (OVERLAPPED, IN_TURN, SINGLE)
+        spare = () if problem.converts_probabilities else (WITH_A_SPARE,)
+        return (OVERLAPPED, *spare, IN_TURN, SINGLE)
     return (TO_MEMORY, SINGLE)
 
 
@@ -139,7 +143,7 @@ def _placements(
     if strategy != "auto" or not (problem.has("softmax") and problem.has("attend")):
         return found
     if divide == "late" and problem.sink is None:
-        found.append((ONES_COLUMN, usual[:1]))
+        found.append((ONES_COLUMN, tuple(one for one in usual if one not in (IN_TURN, SINGLE))))
     changed = problem.operands or problem.score_ops or problem.sink is not None
     held = algorithm == "online" and problem.has("logit") and not changed
     if held and accelerator and can_hold_scores(accelerator):

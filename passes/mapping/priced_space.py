@@ -31,6 +31,8 @@ from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.mapping import Mapping
 from flatc.passes.cost.buffer_room import peak_buffer_bytes, register_bytes_per_pe
 from flatc.passes.cost.closed_form import ClosedForm, busy_cycles, evaluate, total_work
+from flatc.passes.cost.expected_time import expected_cycles
+from flatc.passes.cost.least_times import Case
 from flatc.passes.cost.mapping_columns import Columns, Structure, mapping_at
 from flatc.passes.cost.primitive_costs import MatmulTile, ceil_divide, energy_pj, largest_folds
 from flatc.passes.cost.shared_counts import SharedCounts, relevant
@@ -276,9 +278,10 @@ class Candidates:
         space, rows = self.space, self.rows[indices]
         space.priced += len(rows)
         counts, peak = space.shared.counts(structure, rows), self.peak[indices]
-        cost = evaluate(space.problem, space.accelerator, structure, self.columns.take(indices), counts, peak)
+        case = Case(space.problem, space.accelerator, structure, self.columns.take(indices), counts)
+        cost = evaluate(case.problem, case.accelerator, structure, case.columns, counts, peak)
         order = objectives(space.objective, cost.latency_cycles, cost.energy_pj, cost.offchip_bytes)
-        return _Order([*order, space.visited[rows], peak], _promises(space, cost, rows))
+        return _Order([*order, space.visited[rows], peak], _promises(space.objective, case, cost))
 
     def _least(self, structure: Structure, indices: Any) -> tuple[Ranking, Structure, int]:
         """(ranking, structure, index) of the best of the candidates at `indices` under one structure."""
@@ -305,16 +308,23 @@ class _Order:
         return _Order([key[indices] for key in self.order], [key[indices] for key in self.promise])
 
 
-def _promises(space: PricedSpace, cost: ClosedForm, rows: Any) -> list[Any]:
+_STEPS = 512
+"""Latencies in one of so many steps to twice the latency count as equal when it is decided what to try."""
+
+
+def _promises(objective: Objective, case: Case, cost: ClosedForm) -> list[Any]:
     """What a mapping is expected to turn out as, beyond its closed form: decides nothing but what is simulated first.
 
-    Resources wait for each other where tiles are uneven and where several causes would make the latency nearly as long
-    as the longest. So fewer dimensions with a ragged tile come first, and the latency is the 8-norm of these causes.
+    Resources wait for each other where tiles are uneven, so fewer dimensions with a ragged tile come first. Of
+    latencies that are expected to be equal but for a 700th, the one that costs less otherwise is tried first.
     """
-    problem, tiles = space.problem, space.tiles
-    ragged = (problem.queries % tiles.query[rows] > 0) * 1 + (problem.keys % tiles.key[rows] > 0)
-    expected = sum((time / cost.latency_cycles) ** 8 for time in cost.least_times) ** 0.125 * cost.latency_cycles
-    return [ragged, *objectives(space.objective, expected, cost.energy_pj, cost.offchip_bytes)]
+    import numpy as np
+
+    problem, column = case.problem, case.columns
+    ragged = (problem.queries % column.query > 0) * 1 + (problem.keys % column.key > 0)
+    expected = expected_cycles(case, cost.busy_cycles, cost.least_times)
+    near = np.floor(np.log2(np.maximum(expected, 1)) * _STEPS)
+    return [ragged, *objectives(objective, near, cost.energy_pj, cost.offchip_bytes)]
 
 
 def _measures(accelerator: Accelerator, part: Counts, size: int) -> list[Any]:

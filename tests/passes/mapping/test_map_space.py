@@ -20,6 +20,7 @@ from flatc.passes.mapping.map_space import (
     ON_VECTOR,
     ONES_COLUMN,
     OVERLAPPED,
+    WITH_A_SPARE,
     Family,
     columns,
     families,
@@ -131,6 +132,15 @@ def test_auto_may_sum_rows_by_a_column_of_ones():
     ones = {(f.algorithm, f.pipelining) for f in families(problem(), "auto") if f.placement == ONES_COLUMN}
     assert ones == {("online", OVERLAPPED), ("rows", OVERLAPPED)}
     assert all(f.placement == ON_VECTOR for strategy in (*FLAT, "online") for f in families(problem(), strategy))
+
+
+def test_a_spare_set_of_scores_is_of_use_where_probabilities_take_their_place():
+    converted, in_place = problem(), replace(problem(), converts_probabilities=False)
+    assert converted.converts_probabilities
+    assert WITH_A_SPARE not in pipelinings(converted)
+    assert WITH_A_SPARE in pipelinings(in_place)
+    ones = {f.pipelining for f in families(in_place, "auto") if f.placement == ONES_COLUMN}
+    assert ones == {OVERLAPPED, WITH_A_SPARE}
 
 
 def test_auto_may_leave_softmax_work_to_pes_that_can_do_it():
