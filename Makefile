@@ -2,6 +2,7 @@
 #
 #   make demo        compile, run and explain a small attention layer
 #   make layers      compile whole layers of published models, and say how long that takes
+#   make scaling     what masks, shared heads and latent rows save at 64K tokens
 #   make test        the tests that take seconds
 #   make test-all    every test
 #   make check       lint, format, types
@@ -11,7 +12,7 @@
 # PYTHON=python3.12 make ...  chooses the interpreter that the virtual environment is made from.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo layers test test-all check format docs clean
+.PHONY: help demo layers scaling test test-all check format docs clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,13 +26,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BYTECODE := $(BIN)/python -m compileall -q flatc passes dialects
 
 help:
-	@sed -n 's/^# \{0,1\}//; 1,11p' Makefile
+	@sed -n 's/^# \{0,1\}//; 1,12p' Makefile
 
 demo: $(RUNTIME)
 	$(BIN)/python examples/demo.py
 
 layers: $(RUNTIME)
 	$(BIN)/python examples/layers.py
+
+scaling: $(RUNTIME)
+	$(BIN)/python examples/scaling.py
 
 # Two workers on two cores: BLAS threads would only get into their way.
 test test-all: export OPENBLAS_NUM_THREADS := 1
