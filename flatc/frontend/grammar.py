@@ -5,15 +5,21 @@ automaton = grammar.parse_interactive()
 for token in grammar.lex("output y"):
     automaton.feed_token(token)           # raises UnexpectedToken; automaton.accepts() lists what fits
 statement = automaton.feed_eof(token)     # the node that the assembler returned
+
+Building the automaton takes longer than reading most graphs, so lark keeps it in a file, in the user's cache folder
+(`XDG_CACHE_HOME`, else `~/.cache`), under a digest of the grammar, of lark's version and of Python's. Without such a
+folder it is built anew; the nodes are the same.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from flatc.frontend.assemble import Assembler
@@ -63,8 +69,7 @@ class _KeepTerminals:
 class _Actions(threading.local):
     """Lark's transformer: the rules' methods of whichever assembler a statement is being fed to.
 
-    Building the automaton takes longer than reading most graphs, so there is one for all of them; which nodes it
-    builds, and with which positions, depends on the source.
+    There is one automaton for all graphs; which nodes it builds, and with which positions, depends on the source.
     """
 
     assembler: Assembler | None = None
@@ -110,6 +115,16 @@ class _BoundGrammar:
         return _BoundAutomaton(self.grammar.parse_interactive(), self.actions, self.assembler)
 
 
+def cache_file() -> str | None:
+    """Where lark keeps the automaton, or None where no folder can be made for it."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flatc"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # a home that is read-only, or none at all
+        return None
+    return str(folder / "flat.lark.automaton")
+
+
 @cache
 def _grammar() -> tuple[Grammar, _Actions]:
     from lark import Lark
@@ -122,6 +137,7 @@ def _grammar() -> tuple[Grammar, _Actions]:
         start="statement",
         transformer=actions,  # pyright: ignore[reportArgumentType]  (lark takes any object)
         postlex=_KeepTerminals(),  # pyright: ignore[reportArgumentType]
+        cache=cache_file() or False,
     )
     return cast("Grammar", cast(object, lark)), actions
 
