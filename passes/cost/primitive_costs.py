@@ -162,19 +162,20 @@ def chained_traffic(array: Array, tile: MatmulTile) -> Count:
     return tile.batch * tile.m * tile.k * (array.chaining == "copied")
 
 
-def operand_traffic(array: Array, stationarity: str, tile: MatmulTile, *, accumulate: bool) -> OperandTraffic:
+def operand_traffic(array: Array, stationarity: str, tile: MatmulTile, *, accumulate: Any) -> OperandTraffic:
     """Elements read and written in the buffer by one array operation.
 
     The stationary operand is read (or written) once. A streamed operand is read again for every strip of the
     array that the other spatial dimension needs. Partial sums of a contraction longer than the array
-    leave and come back once per strip of it.
+    leave and come back once per strip of it. `accumulate`, true or false or an array of these: whether the product is
+    added to what is there.
     """
     m, n, k = tile.m * tile.batch, tile.n, tile.k
     if stationarity == "output":
         a, b = m * k * ceil_divide(n, array.columns), n * k * ceil_divide(tile.m, array.rows) * tile.batch
-        return OperandTraffic(a, b, m * n * int(accumulate), m * n)
+        return OperandTraffic(a, b, m * n * accumulate, m * n)
     strips = ceil_divide(k, array.rows)
-    c_reads, c_writes = m * n * (strips - 1 + int(accumulate)), m * n * strips
+    c_reads, c_writes = m * n * (strips - 1 + accumulate), m * n * strips
     if stationarity == "weight":
         return OperandTraffic(m * k * ceil_divide(n, array.columns), n * k * tile.batch, c_reads, c_writes)
     b = n * k * ceil_divide(tile.m, array.columns) * tile.batch

@@ -88,7 +88,8 @@ class ProductTileCounts(TileKinds):
         self.skew = self.skew + skew * times
         self.awaited_skew = self.awaited_skew + skew * waits
         attend, held = name == "attend", self.structure.held
-        accumulate = (attend and self.structure.add == "array") or self.product_rows
+        sums = attend and self.structure.add == "array" and not self.product_rows
+        accumulate = 1 - p.sums_at_once(c.key) if sums else self.product_rows
         traffic = operand_traffic(array, stationarity, tile, accumulate=accumulate)
         a, b, out = (
             (p.probability_bytes, p.v_bytes, p.accumulator_bytes) if attend else (p.q_bytes, p.k_bytes, p.score_bytes)

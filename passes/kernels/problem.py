@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 from xdsl.dialects.builtin import TensorType
 from xdsl.ir import Attribute, Operation, SSAValue
@@ -74,6 +74,13 @@ class AttentionProblem:
     def skips_hidden(self) -> bool:
         """Whether tiles that the mask hides entirely need no work: their probabilities are zero and stay inside."""
         return self.mask is not None and self.has("softmax") and self.has("attend")
+
+    def sums_at_once(self, key_tile: Any) -> Any:
+        """Whether one attend product gives all of an output, so that it has nothing to add to.
+
+        A mask may leave rows without a key: these are zeros, which a product adds to. Takes an integer or an array.
+        """
+        return (key_tile >= self.keys) & (self.mask is None)
 
     @property
     def heads(self) -> int:

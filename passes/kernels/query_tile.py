@@ -449,7 +449,7 @@ class QueryTile:
             stationarity=use.stationarity,
             batch_rank=2,
             fold=(use.fold_rows, use.fold_columns),
-            accumulate=not adds,
+            accumulate=not adds and not self.problem.sums_at_once(self.mapping.tiles.key),
         )
         done = kernel.emit(op, "attend")
         if not adds:

@@ -8,7 +8,8 @@ Tiles come from stated finite sets, so that "best" has a meaning:
                  corners: all heads of one batch, all of every batch
     pipelining   `overlapped`: attend works one trip behind logit on a second set of scores; `with a spare`: a third
                  set, which a logit writes while an attend still leaves the array (where probabilities take the place
-                 of scores); `in turn`: one set of scores, array and vector unit alternate; `single`: no second slot
+                 of scores); `one head`: overlapped, with one slot for all K or V of a head, as two may not fit
+                 (`auto`); `in turn`: one set of scores, array and vector unit alternate; `single`: no second slot
                  anywhere
     row sums     on the vector unit, or a column of ones beside V (`auto`, overlapped)
     PEs          where they can do max, exp and add: all softmax work of scores on tiles in their registers, 1, 3 or 5
@@ -53,6 +54,7 @@ class Pipelining:
 
 OVERLAPPED = Pipelining((0, 0, 1, 1, 2), 2, 2)
 WITH_A_SPARE = Pipelining((0, 0, 1, 1, 2), 2, 3)
+ONE_HEAD = replace(OVERLAPPED, head_slots=1)
 IN_TURN = Pipelining((0, 0, 0, 0, 1), 2, 1)
 SINGLE = Pipelining((0, 0, 0, 0, 0), 1, 1)
 TO_MEMORY = Pipelining((0, 0, 0, 0, 1), 2, 2)
@@ -132,6 +134,8 @@ def families(problem: AttentionProblem, strategy: str, accelerator: Accelerator 
                         continue
                     for pipelining in found:
                         yield Family(algorithm, divide, k_level, v_level, pipelining, placement)
+                        if pipelining == OVERLAPPED and strategy == "auto" and "kv_head" in (k_level, v_level):
+                            yield Family(algorithm, divide, k_level, v_level, ONE_HEAD, placement)
 
 
 def _placements(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -16,7 +17,7 @@ from xdsl.dialects.builtin import ModuleOp
 from flatc.builder import MaskExpr, causal, chunk, first, prefix, window
 from flatc.dialects.mapping import Tiles
 from flatc.dialects.masks import Causal, Chunk, FirstN, Mask, Window, allows
-from flatc.dialects.spatial import ForOp, TimedOp, VectorOp
+from flatc.dialects.spatial import ForOp, MatmulOp, TimedOp, VectorOp
 from flatc.passes.kernels.live_keys import live_keys
 from flatc.passes.simulation.program_order import walk
 from tests.support import UNFUSED, Choice, Shape, attention, kernels_of, lower, simulated_bytes
@@ -97,6 +98,17 @@ def test_dividing_late_moves_the_division_to_the_outputs():
     names = nest(lower(attention(SHAPE), Choice("rows", "late", tiles=TILES)))
     assert names[-2:] == ["query/divide", "query/store"]
     assert names.count("query/divide") == 1
+
+
+def test_a_product_over_all_keys_is_added_to_nothing():
+    """Nor is the output read for it. A mask may leave a row without keys, which keeps the zeros it began with."""
+
+    def adds(key: int, *, masked: bool = False) -> bool:
+        module = lower(attention(SHAPE, causal() if masked else None), Choice("online", tiles=replace(TILES, key=key)))
+        (attend,) = (op for op in module.walk() if isinstance(op, MatmulOp) and not op.transposed)
+        return attend.accumulate is not None
+
+    assert [adds(SHAPE.keys - 1), adds(SHAPE.keys), adds(SHAPE.keys, masked=True)] == [True, False, True]
 
 
 def test_a_part_alone_loads_and_stores_scores():

@@ -18,6 +18,7 @@ from flatc.passes.mapping.map_space import (
     MULTIPLES,
     ON_ARRAY,
     ON_VECTOR,
+    ONE_HEAD,
     ONES_COLUMN,
     OVERLAPPED,
     WITH_A_SPARE,
@@ -124,13 +125,16 @@ def test_a_family_is_an_algorithm_a_place_for_k_and_v_and_a_pipelining():
         usual = [f for f in families(p, strategy) if f.placement == ON_VECTOR]
         found = {(f.algorithm, f.k_level, f.v_level, f.pipelining) for f in usual}
         levels = ("key", "kv_head")
-        assert found == set(product(algorithms, levels, levels, pipelinings(p)))
+        single = {family for family in found if family[3] == ONE_HEAD}
+        assert found - single == set(product(algorithms, levels, levels, pipelinings(p)))
+        heads = [(k, v) for k, v in product(levels, levels) if strategy == "auto" and "kv_head" in (k, v)]
+        assert single == {(algorithm, k, v, ONE_HEAD) for algorithm in algorithms for k, v in heads}
         assert {f.divide for f in families(p, strategy)} == {"late"}
 
 
 def test_auto_may_sum_rows_by_a_column_of_ones():
     ones = {(f.algorithm, f.pipelining) for f in families(problem(), "auto") if f.placement == ONES_COLUMN}
-    assert ones == {("online", OVERLAPPED), ("rows", OVERLAPPED)}
+    assert ones == set(product(("online", "rows"), (OVERLAPPED, ONE_HEAD)))
     assert all(f.placement == ON_VECTOR for strategy in (*FLAT, "online") for f in families(problem(), strategy))
 
 
@@ -140,7 +144,7 @@ def test_a_spare_set_of_scores_is_of_use_where_probabilities_take_their_place():
     assert WITH_A_SPARE not in pipelinings(converted)
     assert WITH_A_SPARE in pipelinings(in_place)
     ones = {f.pipelining for f in families(in_place, "auto") if f.placement == ONES_COLUMN}
-    assert ones == {OVERLAPPED, WITH_A_SPARE}
+    assert ones == {OVERLAPPED, WITH_A_SPARE, ONE_HEAD}
 
 
 def test_auto_may_leave_softmax_work_to_pes_that_can_do_it():
