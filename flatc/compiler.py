@@ -8,7 +8,7 @@
 A graph is a path (`.flat`, `.mlir`), `.flat` text (a string of several lines), a `flatc.builder.Graph`, or a module.
 The steps are those of `flatc-opt`, one pass each, verified in between:
 
-    fuse-attention -> fuse-layers -> tile-attention -> lower-to-spatial -> allocate-buffers -> report
+    fuse-attention -> fuse-layers -> choose-fusion -> tile-attention -> lower-to-spatial -> allocate-buffers -> report
 
 A module may enter at any level. Fused kernels that all have mappings keep them, a schedule is only verified and priced.
 """
@@ -172,26 +172,37 @@ def _tile(
     module: ModuleOp, strategy: str, objective: Objective, given: Mapping[str, KernelMapping] | None
 ) -> Mapping[str, Choice[KernelMapping]]:
     """Fuses, and gives every kernel a mapping; what the search looked at."""
+    from flatc.passes.choose_fusion import apart_as_named, choose_fusion
     from flatc.passes.fuse_attention import WHOLE, FuseAttentionPass
     from flatc.passes.fuse_layers import FuseLayersPass
-    from flatc.passes.tile_attention import tile_module
+    from flatc.passes.tile_attention import KernelSearch, tile_module
 
     groups = UNFUSED_GROUPS if strategy == "unfused" else (WHOLE,)
     if given is not None and _is_unfused(given, module):
         strategy, groups = "unfused", UNFUSED_GROUPS
     apply(FuseAttentionPass(groups), module)
     apply(FuseLayersPass(), module)
-    kernels = [op for op in module.walk() if isinstance(op, FusedOp)]
+    kernels = _kernels(module)
     if not kernels:
         raise FlatcError("the graph computes nothing", help="give it an attention(q, k, v), or a product x @ w")
     if given is None and all(kernel.mapping is not None for kernel in kernels):
         return {}
+    search = KernelSearch(accelerator_of(module), strategy, objective)
+    if given is not None:
+        apart_as_named(module, given)
+    elif strategy == "auto":
+        choose_fusion(module, search)
+    verify(module)
     text = None if given is None else format_mappings(given)
-    choices = tile_module(module, strategy, objective, text).choices
-    for kernel in kernels:
+    choices = tile_module(module, strategy, objective, text, search).choices
+    for kernel in _kernels(module):
         kernel.strategy = StringAttr(strategy)
     verify(module)
     return choices
+
+
+def _kernels(module: ModuleOp) -> list[FusedOp]:
+    return [op for op in module.walk() if isinstance(op, FusedOp)]
 
 
 def _is_unfused(given: Mapping[str, KernelMapping], module: ModuleOp) -> bool:
@@ -201,7 +212,7 @@ def _is_unfused(given: Mapping[str, KernelMapping], module: ModuleOp) -> bool:
     def kernels(groups: Sequence[str]) -> set[str]:
         copy = module.clone()
         FuseAttentionPass(tuple(groups)).apply(Context(), copy)
-        return {op.kernel.data for op in copy.walk() if isinstance(op, FusedOp)}
+        return {op.kernel.data for op in _kernels(copy)}
 
     named = {name for name, mapping in given.items() if isinstance(mapping, AttentionMapping)}
     return named <= kernels(UNFUSED_GROUPS) and not named <= kernels((WHOLE,))

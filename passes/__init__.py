@@ -24,6 +24,11 @@ if __name__ != "flatc.passes":
 def get_all_passes() -> dict[str, Callable[[], type[ModulePass]]]:
     """Every pass of flatc by the name it has in a pipeline."""
 
+    def choose_fusion() -> type[ModulePass]:
+        from flatc.passes.choose_fusion import ChooseFusionPass
+
+        return ChooseFusionPass
+
     def fuse_attention() -> type[ModulePass]:
         from flatc.passes.fuse_attention import FuseAttentionPass
 
@@ -51,6 +56,7 @@ def get_all_passes() -> dict[str, Callable[[], type[ModulePass]]]:
 
     return {
         "allocate-buffers": allocate_buffers,
+        "choose-fusion": choose_fusion,
         "fuse-attention": fuse_attention,
         "fuse-layers": fuse_layers,
         "lower-to-spatial": lower_to_spatial,

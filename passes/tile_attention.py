@@ -33,7 +33,7 @@ from flatc.passes.kinds.registry import kind_of
 from flatc.passes.lower_to_spatial import lower_kernel_alone
 from flatc.passes.mapping.judge import Judge
 from flatc.passes.mapping.mapping_text import parse_mappings
-from flatc.passes.mapping.ranking import Objective
+from flatc.passes.mapping.ranking import Objective, Ranking
 from flatc.passes.mapping.search import Choice, Choices, check_strategy
 from flatc.passes.simulation.simulator import try_simulate
 
@@ -60,15 +60,21 @@ class Tiling:
     choices: dict[str, Choice[KernelMapping]] = field(default_factory=dict[str, Choice[KernelMapping]])
 
 
-def tile_module(module: ModuleOp, strategy: str, objective: Objective, mapping: str | None = None) -> Tiling:
-    """Attaches a mapping to every fused kernel of `module`."""
+def tile_module(
+    module: ModuleOp,
+    strategy: str,
+    objective: Objective,
+    mapping: str | None = None,
+    search: KernelSearch | None = None,
+) -> Tiling:
+    """Attaches a mapping to every fused kernel of `module`; a `search` that has begun goes on."""
     check_strategy(strategy, objective)
     accelerator = accelerator_of(module)
     kernels = [op for op in module.walk() if isinstance(op, FusedOp)]
     given = parse_mappings(mapping) if mapping is not None else {}
     _check_names(given, kernels)
     tiling = Tiling()
-    search = _Search(accelerator, strategy, objective)
+    search = search or KernelSearch(accelerator, strategy, objective)
     for kernel in kernels:
         text = given.get(kernel.kernel.data, given.get(""))
         if text is not None:
@@ -102,26 +108,49 @@ MOST_EFFORT = 40_000
 """What simulating one mapping may take, in events walked, before it is judged on a shorter problem: about 0.2 s."""
 
 
-class _Search:
+class KernelSearch:
     """The search of all kernels of a module, each problem once."""
 
     def __init__(self, accelerator: Accelerator, strategy: str, objective: Objective):
         self.accelerator, self.strategy = accelerator, strategy
         self.objective: Objective = objective
-        self._found: dict[tuple[str, AnyProblem], Choice[KernelMapping]] = {}
+        self._choices: dict[tuple[str, AnyProblem], Choices[KernelMapping]] = {}
+        self._judged: dict[tuple[str, AnyProblem], tuple[Ranking, Choice[KernelMapping]]] = {}
 
     def attach(self, kernel: FusedOp) -> Choice[KernelMapping]:
         """Gives a kernel the best mapping."""
-        kind = kind_of(kernel)
-        problem: AnyProblem = kind.match(kernel).problem
-        choice = self._found.get((kind.name, problem))
-        if choice is None:
-            found = kind.find(problem, self.accelerator, self.strategy, self.objective, kernel.kernel.data)
-            choices = cast("Choices[KernelMapping]", found) if isinstance(found, Choices) else Choices(found)
-            judge = Judge(choices, self.objective, lambda one: self._judged_cycles(kernel, kind, problem, one))
-            choice = self._found[kind.name, problem] = judge.best()
+        _, choice = self._best(kernel)
         kernel.mapping, kernel.strategy = MappingAttr(choice.mapping), StringAttr(choice.strategy)
         return choice
+
+    def priced(self, kernel: FusedOp) -> Ranking:
+        """The ranking of the best mapping by closed form, which nothing ranks before."""
+        return self._found(kernel)[0].ranking
+
+    def simulated(self, kernel: FusedOp) -> Ranking:
+        """The ranking of the best mapping, with its simulated latency."""
+        return self._best(kernel)[0]
+
+    def _best(self, kernel: FusedOp) -> tuple[Ranking, Choice[KernelMapping]]:
+        kind = kind_of(kernel)
+        problem: AnyProblem = kind.match(kernel).problem
+        found = self._judged.get((kind.name, problem))
+        if found is None:
+            choices = self._found(kernel)
+            judge = Judge(choices, self.objective, lambda one: self._judged_cycles(kernel, kind, problem, one))
+            choice = judge.best()
+            found = self._judged[kind.name, problem] = judge.leader[0], choice
+        return found
+
+    def _found(self, kernel: FusedOp) -> Choices[KernelMapping]:
+        kind = kind_of(kernel)
+        problem: AnyProblem = kind.match(kernel).problem
+        choices = self._choices.get((kind.name, problem))
+        if choices is None:
+            found = kind.find(problem, self.accelerator, self.strategy, self.objective, kernel.kernel.data)
+            choices = cast("Choices[KernelMapping]", found) if isinstance(found, Choices) else Choices(found)
+            self._choices[kind.name, problem] = choices
+        return choices
 
     def _judged_cycles(
         self, kernel: FusedOp, kind: KernelKind[Any, Any], problem: AnyProblem, mapping: KernelMapping
