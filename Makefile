@@ -37,14 +37,14 @@ layers: $(RUNTIME)
 scaling: $(RUNTIME)
 	$(BIN)/python examples/scaling.py
 
-# Two workers on two cores: BLAS threads would only get into their way.
+# Two workers on two cores: BLAS threads would only get into their way. A file's tests share what it has compiled.
 test test-all: export OPENBLAS_NUM_THREADS := 1
 
 test: $(DEVELOPMENT)
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: $(DEVELOPMENT)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(DEVELOPMENT)
 	$(BIN)/ruff check
