@@ -38,6 +38,12 @@ class Source:
     tables: Callable[[Sequence[Record]], list[Table]]
 
 
+def _accelforge(records: Sequence[Record]) -> list[Table]:
+    from flatc.validation.accelforge import tables
+
+    return tables(records)
+
+
 def _flat_paper(records: Sequence[Record]) -> list[Table]:
     from flatc.validation.flat_paper import tables
 
@@ -67,6 +73,7 @@ SOURCES = (
     Source("rtl_fused_gemm.csv", "RTL, two fused products", _rtl_fused),
     Source("fusemax_flat.csv", "FLAT's own code", _flat_paper),
     Source("fusemax_flat.csv", "FuseMax study", _fusemax_study),
+    Source("accelforge_bert.csv", "AccelForge", _accelforge),
 )
 
 

@@ -31,9 +31,16 @@ from flatc.passes.fuse_attention import WHOLE, FuseAttentionPass
 from flatc.passes.kernels.problem import AttentionProblem, match_kernel
 from flatc.passes.kinds.attention import ATTENTION
 from flatc.passes.mapping.mapping_text import parse_mappings
+from flatc.report.model import Report
 from flatc.validation.records import Record
 
 _HERE = resources.files("flatc.validation")
+
+FUSED = {"attention", "logit_attend"}
+"""Kernels that keep scores on chip."""
+
+PICOJOULES = 1e12
+"""In a joule."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,22 @@ def products(sizes: Sizes, strip: int) -> ModuleOp:
     return graph.module()
 
 
+def elementwise(sizes: Sizes) -> ModuleOp:
+    """The two products of attention with one function of each score between them, in one kernel."""
+    graph, query, key = _start(sizes)
+    scores = graph.adjust(graph.logit(query, key), softcap=1.0)
+    graph.output(graph.attend(scores, _values(graph, "v", sizes, sizes.depth)), names=["o"])
+    return graph.module()
+
+
+def elementwise_apart(sizes: Sizes) -> ModuleOp:
+    """The same in three kernels: a function that is no part of attention stands between the products."""
+    graph, query, key = _start(sizes)
+    scores = graph.sigmoid(graph.logit(query, key))
+    graph.output(graph.attend(scores, _values(graph, "v", sizes, sizes.depth)), names=["o"])
+    return graph.module()
+
+
 def _start(sizes: Sizes) -> tuple[Graph, Tensor, Tensor]:
     graph = Graph("validation", dtype="bf16", softmax="bf16")
     shape = [sizes.batch, sizes.heads, sizes.length, sizes.depth]
@@ -128,26 +151,49 @@ class Result:
     offchip_bytes: int
     peak_bytes: int
     fits: bool
+    energy_j: float
 
 
 def run(module: ModuleOp, accelerator: Accelerator, given: Named[str, Mapping]) -> Result:
-    """Schedules a graph under the given mappings, by role: attention, or logit, softmax, attend."""
-    kernels = _kernels(module, "attention" not in given)
-    named = {name: _cut(given[name.split("_")[0]], problem.d_v) for name, problem in kernels.items()}
+    """Schedules a graph under the given mappings, by kernel, or by the role of kernels: logit, softmax, attend."""
+    kernels = _kernels(module, not given.keys() & FUSED)
+    named = {name: _cut(given.get(name) or given[name.split("_")[0]], found.d_v) for name, found in kernels.items()}
     forms = [evaluate_mapping(problem, accelerator, named[name]) for name, problem in kernels.items()]
-    macs = sum(least_macs(problem) for problem in kernels.values())
     peak = max(int(form.peak_buffer_bytes[0]) for form in forms)
-    fits = peak <= accelerator.buffer.capacity_bytes
-    if fits:
-        report = compile(module, accelerator, mapping=named).report
-        cycles, moved, bounds = report.latency_cycles, report.offchip_bytes, report.mapping_bounds
-    else:
-        cycles = sum(float(form.latency_cycles[0]) for form in forms)
-        moved = sum(int(form.offchip_bytes[0]) for form in forms)
-        bounds: Bounds = sum((mapping_bounds(form, accelerator) for form in forms), NO_BOUNDS)
+    if peak <= accelerator.buffer.capacity_bytes:
+        return _result(compile(module, accelerator, mapping=named).report)
     clock = accelerator.clock_hz
-    ideal = macs / (accelerator.array.pes * clock)
-    return Result(float(cycles) / clock, float(bounds.cycles) / clock, ideal, moved, peak, fits)
+    bounds: Bounds = sum((mapping_bounds(form, accelerator) for form in forms), NO_BOUNDS)
+    macs = sum(least_macs(problem) for problem in kernels.values())
+    return Result(
+        latency_s=sum(float(form.latency_cycles[0]) for form in forms) / clock,
+        overlapped_s=float(bounds.cycles) / clock,
+        ideal_s=macs / (accelerator.array.pes * clock),
+        offchip_bytes=sum(int(form.offchip_bytes[0]) for form in forms),
+        peak_bytes=peak,
+        fits=False,
+        energy_j=sum(float(form.energy_pj[0]) for form in forms) / PICOJOULES,
+    )
+
+
+def best(module: ModuleOp, accelerator: Accelerator) -> Result:
+    """Schedules a graph under the mappings that the search finds best by energy times latency."""
+    return _result(compile(module, accelerator, objective="edp").report)
+
+
+def _result(report: Report) -> Result:
+    """The result of a schedule that fits."""
+    machine = report.accelerator
+    clock = machine.clock_hz
+    return Result(
+        latency_s=float(report.latency_cycles) / clock,
+        overlapped_s=float(report.mapping_bounds.cycles) / clock,
+        ideal_s=report.work.macs / (machine.array.pes * clock),
+        offchip_bytes=report.offchip_bytes,
+        peak_bytes=report.peak_buffer_bytes,
+        fits=True,
+        energy_j=float(report.energy_pj) / PICOJOULES,
+    )
 
 
 def _cut(mapping: Mapping, width: int) -> Mapping:
