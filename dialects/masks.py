@@ -282,17 +282,34 @@ def intervals(mask: Mask) -> tuple[KeyInterval, ...]:
         0 .. min(q + 1, 4)
         max(q - 7, min(q + 1, 4)) .. q + 1
     """
-    spans = _merged(_spans(mask))
-    if len(spans) == 2 and not _at_most(spans[0].lo, spans[1].lo):
-        spans.reverse()
-    in_order = len(spans) == 1 or (len(spans) == 2 and _at_most(spans[0].lo, spans[1].lo))
+    spans = _in_order(mask)
+    ordered = _are_in_order(spans)
     found: list[KeyInterval] = []
     before: _Bound = _NOTHING
     for span in spans:
         lo = _expr(_extreme([span.lo, before, _Edge(0, 0)], largest=True))
         found.append(KeyInterval(lo, _expr(span.hi)))
-        before = span.hi if in_order else _NOTHING
+        before = span.hi if ordered else _NOTHING
     return tuple(found)
+
+
+def leaves_gap(mask: Mask) -> bool:
+    """Whether `intervals` are two, of which the first comes first in every row: between them is a gap.
+
+    >>> leaves_gap(Causal(0) & (Window(8, 0, 0) | FirstN(4))), leaves_gap(Causal(0))
+    (True, False)
+    """
+    spans = _in_order(mask)
+    return len(spans) == 2 and _are_in_order(spans)
+
+
+def _in_order(mask: Mask) -> list[_Span]:
+    spans = _merged(_spans(mask))
+    return spans if _are_in_order(spans) else spans[::-1]
+
+
+def _are_in_order(spans: list[_Span]) -> bool:
+    return len(spans) == 1 or (len(spans) == 2 and _at_most(spans[0].lo, spans[1].lo))
 
 
 def shows_all(mask: Mask, queries: int, keys: int) -> bool:

@@ -76,6 +76,20 @@ def test_a_window_of_4k_costs_a_sixteenth(accelerator: str):
 
 
 @pytest.mark.slow
+def test_attention_sinks_beside_a_window_cost_a_tile_more():
+    """The first four keys and the last 4096: one tile of keys, and nothing in between."""
+    window, sinks = (
+        flatc.compile(masked(f", mask = causal & {mask}"), "edge")
+        for mask in ("window(4096)", "(window(4096) | first(4))")
+    )
+    (mapping,) = sinks.mappings.values()
+    assert isinstance(mapping, Mapping)
+    more = visited(mapping, 4096) / TOKENS + mapping.tiles.key
+    assert sinks.report.work.macs / 32 / TOKENS / 256 == pytest.approx(more, rel=0.01)
+    assert sinks.report.latency_cycles < window.report.latency_cycles * 1.03
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", ["causal", "causal & window(4096)", "chunk(8192)"])
 def test_at_64k_closed_form_and_simulator_count_the_same(mask: str):
     graph = masked(f", mask = {mask}")

@@ -24,6 +24,9 @@ from flatc.passes.simulation.simulator import tensor_name
 
 Ranges = Mapping[SSAValue, tuple[int, int]]
 
+MOST_EVALUATED = 1 << 16
+"""Longer loops are not looked at trip by trip."""
+
 
 def loop_lines(kernel: KernelOp) -> list[str]:
     """The lines of a kernel's loop nest, aligned."""
@@ -56,7 +59,19 @@ def _trips(loop: ForOp, ranges: Ranges) -> tuple[str, Ranges]:
 
 
 def _range(expr: Expr, indices: Sequence[SSAValue], ranges: Ranges) -> tuple[int, int]:
-    return expr.range({f"d{i}": ranges[value] for i, value in enumerate(indices)})
+    """The least and the largest value: exact where one index of a loop of usual length decides, else bounds of them."""
+    named = {f"d{i}": ranges[value] for i, value in enumerate(indices)}
+    varying = {name for name in expr.variables() if named[name][0] < named[name][1]}
+    if len(varying) != 1:
+        return expr.range(named)
+    (name,) = varying
+    low, high = named[name]
+    if high - low >= MOST_EVALUATED:
+        return expr.range(named)
+    import numpy as np
+
+    values = expr.evaluate({n: ends[0] for n, ends in named.items()} | {name: np.arange(low, high + 1)})
+    return int(values.min()), int(values.max())
 
 
 def _number(range: tuple[int, int]) -> str:

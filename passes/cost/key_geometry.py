@@ -141,8 +141,7 @@ def _count(problem: _Question, rows: int, tiles: tuple[int, ...]) -> Ints:
     start = np.arange(0, problem.queries, rows, dtype=np.int64)[:, None]
     last = np.minimum(start + rows, problem.queries) - 1
     at = {"start": start, "last": last}
-    lower = live.lower.evaluate(at) // tile
-    upper = start * 0 - (-live.upper.evaluate(at) // tile)
+    lower, upper = _trips(live, at, tile)
     trips = np.maximum(upper - lower, 0)
     last_is_ragged = (trips > 0) & (upper == -(-problem.keys // tile)) & (problem.keys % tile > 0)
     strip = np.where(trips > 0, np.minimum(upper * tile, problem.keys) - lower * tile, 0)
@@ -152,6 +151,20 @@ def _count(problem: _Question, rows: int, tiles: tuple[int, ...]) -> Ints:
     ragged = [column[-1] * (problem.queries % rows > 0) for column in table]
     full = [total - of_last for total, of_last in zip(sums, ragged, strict=True)]
     return np.stack([*full, *ragged, np.maximum(strip.max(axis=0), 1)], axis=1)
+
+
+def _trips(live: LiveKeys, at: dict[str, Ints], tile: Ints) -> tuple[Ints, Ints]:
+    """`LiveKeys.trips` of many tiles at once."""
+    import numpy as np
+
+    lower, upper = (
+        at["start"] * 0 + bound for bound in (live.lower.evaluate(at) // tile, -(-live.upper.evaluate(at) // tile))
+    )
+    if live.gap is None:
+        return lower, upper
+    end = -(-live.gap[0].evaluate(at) // tile)
+    again = np.maximum(end, live.gap[1].evaluate(at) // tile)
+    return again - np.maximum(0, end - lower), np.maximum(upper, again)
 
 
 def _edges(

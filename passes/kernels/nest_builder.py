@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Mapping as NameMapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from xdsl.dialects.builtin import i32
 from xdsl.ir import Attribute, SSAValue
 
 from flatc.dialects.mapping import Mapping
-from flatc.dialects.quasi_affine import Expr, ceildiv, const, maximum, minimum, var
+from flatc.dialects.quasi_affine import Expr, const, maximum, minimum, var
 from flatc.dialects.spatial import (
     Access,
     LoadOp,
@@ -97,7 +98,14 @@ class NestBuilder(Nest):
 
     def start(self, dim: str) -> Expr:
         """Index of the first element of the current tile along `dim`."""
-        return var(dim) * self.tile[dim] if self.trips[dim] > 1 else const(0)
+        if self.trips[dim] == 1:
+            return const(0)
+        return (self._key_tile if dim == "key" else var(dim)) * self.tile[dim]
+
+    @cached_property
+    def _key_tile(self) -> Expr:
+        """The key tile that the current trip of a key loop is at."""
+        return self.at_rows(self._live.tile_of_trip(var("key"), self.tile["key"], self.size["key"]))
 
     def extent(self, dim: str) -> Expr:
         """Elements of the current tile along `dim`; the last tile may be ragged."""
@@ -109,9 +117,13 @@ class NestBuilder(Nest):
         return self.simplified(expr.substitute({"start": start, "last": start + self.extent("query") - 1}))
 
     def key_range(self) -> tuple[Expr, Expr]:
-        """First and one past the last key tile that the current query tile visits."""
-        tile = self.tile["key"]
-        return self.at_rows(self._live.lower // tile), self.at_rows(ceildiv(self._live.upper, tile))
+        """First trip and one past the last of the loop over key tiles of the current query tile (see `live_keys`)."""
+        return self._key_range
+
+    @cached_property
+    def _key_range(self) -> tuple[Expr, Expr]:
+        lower, upper = self._live.trips(self.tile["key"])
+        return self.at_rows(lower), self.at_rows(upper)
 
     def strip_keys(self) -> Expr:
         """Keys in a whole row strip: all tiles that the query tile visits."""
@@ -146,7 +158,7 @@ class NestBuilder(Nest):
     def key_loop(
         self, body: KeyBody, *, stream: bool, stage: int, first: Expr | None = None, init: SSAValue | None = None
     ) -> SSAValue:
-        """A loop over the visible key tiles, from tile `first` on; gives the token of `body` in the last trip.
+        """A loop over the visible key tiles, from trip `first` on; gives the token of `body` in the last trip.
 
         That is `init` where there is no trip.
         """

@@ -188,7 +188,7 @@ class QueryTile:
 
     def _strip_window(self, strip: SSAValue) -> Access:
         lower, _ = self.kernel.key_range()
-        offset = self.kernel.start("key") - lower * self.kernel.tile["key"]
+        offset = (var("key") - lower) * self.kernel.tile["key"]
         if self.kernel.trips["key"] == 1:
             offset = const(0)
         return Access(strip, (*[const(0)] * 4, offset))
