@@ -1,9 +1,11 @@
-"""The command line: `flatc compile | run | explain | report | validate | reproduce | accelerators`.
+"""The command line: `flatc compile | run | explain | pareto | report | validate | reproduce | accelerators`.
 
     flatc compile examples/bert_base.flat --accelerator edge --bind S=4096 -o out
     flatc run examples/bert_base.flat --bind B=1,S=128
     flatc explain examples/bert_base.flat --accelerator cloud
-    flatc report out/schedule.mlir
+    flatc pareto examples/bert_base.flat --objectives latency,energy
+    flatc pareto examples/bert_base.flat --accelerator edge --objectives latency,energy
+  flatc report out/schedule.mlir
     flatc validate
     flatc reproduce flat-footprint
     flatc accelerators edge
@@ -38,6 +40,7 @@ examples:
   flatc compile examples/bert_base.flat --accelerator edge --mapping out/mapping.txt
   flatc run examples/bert_base.flat --accelerator edge --bind B=1,S=128
   flatc explain examples/bert_base.flat --accelerator cloud --strategy unfused
+  flatc pareto examples/bert_base.flat --accelerator edge --objectives latency,energy
   flatc report out/schedule.mlir
   flatc validate
   flatc validate --reference my_figures --json
@@ -80,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     _add(commands, "compile", compile_command, "compile a graph and report what it costs", _compile_arguments)
     _add(commands, "run", run_command, "execute the schedule in NumPy, compare with float64 attention", _run_arguments)
     _add(commands, "explain", explain_command, "say where the time above the bound goes", _explain_arguments)
+    _add(commands, "pareto", pareto_command, "list the mappings that are best in two objectives", _pareto_arguments)
     _add(commands, "report", report_command, "report a schedule file, or a graph", _report_arguments)
     _add(commands, "validate", validate_command, "hold flatc against published figures", _validate_arguments)
     _add(commands, "reproduce", reproduce_command, "make the published evaluations again", _reproduce_arguments)
@@ -119,6 +123,14 @@ def _add(
 
 
 def _graph_arguments(command: argparse.ArgumentParser) -> None:
+    _problem_arguments(command)
+    command.add_argument(
+        "--objective", default="latency", metavar="NAME", help="latency (the default), energy, edp or offchip"
+    )
+    command.add_argument("--mapping", metavar="FILE", help="take the mappings of this file instead of searching")
+
+
+def _problem_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("graph", metavar="GRAPH", help="a .flat graph, or an .mlir module of any level")
     command.add_argument(
         "--accelerator",
@@ -131,12 +143,8 @@ def _graph_arguments(command: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="unfused, flat-m, flat-b, flat-h, flat-r, flat (the best of these), online, or auto (all, the default)",
     )
-    command.add_argument(
-        "--objective", default="latency", metavar="NAME", help="latency (the default), energy, edp or offchip"
-    )
     command.add_argument("--buffer-limit", metavar="SIZE", help="use no more of the buffer, such as '256 KiB'")
     command.add_argument("--max-bandwidth", metavar="RATE", help="use no more off-chip bandwidth, such as '20 GB/s'")
-    command.add_argument("--mapping", metavar="FILE", help="take the mappings of this file instead of searching")
     command.add_argument("--bind", metavar="DIM=N,...", action="append", default=[], help="rebind dims of the graph")
     command.add_argument("--phase", metavar="NAME", help="the phase of the graph to compile")
 
@@ -168,6 +176,20 @@ def _report_arguments(command: argparse.ArgumentParser) -> None:
 def _explain_arguments(command: argparse.ArgumentParser) -> None:
     _graph_arguments(command)
     command.add_argument("--json", action="store_true", help="print the explanation as JSON, and nothing else")
+
+
+def _pareto_arguments(command: argparse.ArgumentParser) -> None:
+    _problem_arguments(command)
+    command.add_argument(
+        "--objectives",
+        default="latency,energy",
+        metavar="A,B",
+        help="two of latency, energy, edp, offchip (default latency,energy)",
+    )
+    command.add_argument(
+        "--simulate", action="store_true", help="simulate the latencies on the front, which are else lower bounds"
+    )
+    command.add_argument("--json", action="store_true", help="print the fronts as JSON, and nothing else")
 
 
 def _run_arguments(command: argparse.ArgumentParser) -> None:
@@ -279,6 +301,27 @@ def explain_command(arguments: argparse.Namespace) -> int:
     schedule, accelerator = schedule_of(module), accelerator_of(module)
     show = explanation_json if arguments.json else explanation_text
     sys.stdout.write(show(explain(schedule, accelerator), schedule.sym_name.data, accelerator))
+    return 0
+
+
+def pareto_command(arguments: argparse.Namespace) -> int:
+    """`flatc pareto`: the mappings of each attention that none beats in one objective without losing in the other."""
+    from pathlib import Path
+
+    from flatc.pareto import pareto, to_json, to_text
+
+    found = pareto(
+        Path(arguments.graph),
+        [name.strip() for name in arguments.objectives.split(",")],
+        arguments.accelerator,
+        strategy=arguments.strategy,
+        simulate=arguments.simulate,
+        bindings=bindings(arguments.bind),
+        phase=arguments.phase,
+        buffer_limit=arguments.buffer_limit,
+        max_bandwidth=arguments.max_bandwidth,
+    )
+    sys.stdout.write(to_json(found) if arguments.json else to_text(found))
     return 0
 
 

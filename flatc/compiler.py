@@ -96,13 +96,7 @@ def compile(
     _check_simulate(simulate)
     given = _mappings(mapping)
     source = load_module(graph, bindings, phase)
-    module = source.clone()
-    _attach(module, accelerator)
-    if buffer_limit is not None or max_bandwidth is not None:
-        from flatc.accelerators.limits import limited
-
-        attach_accelerator(module, limited(accelerator_of(module), buffer_limit, max_bandwidth))
-    verify(module)
+    module = on_machine(source, accelerator, buffer_limit, max_bandwidth)
     if any(isinstance(op, ScheduleOp) for op in module.ops):
         if given is not None:
             raise FlatcError("a mapping was given for a schedule", help="a schedule already has its mappings")
@@ -134,6 +128,23 @@ def load_module(
     if bindings or phase:
         raise FlatcError("bindings and phases belong to .flat graphs", help="build the graph with the sizes you want")
     return graph if isinstance(graph, ModuleOp) else graph.module()
+
+
+def on_machine(
+    source: ModuleOp,
+    accelerator: str | PathLike[str] | Accelerator | None,
+    buffer_limit: str | None = None,
+    max_bandwidth: str | None = None,
+) -> ModuleOp:
+    """A verified copy of a module with an accelerator, and no more of it than the limits say."""
+    module = source.clone()
+    _attach(module, accelerator)
+    if buffer_limit is not None or max_bandwidth is not None:
+        from flatc.accelerators.limits import limited
+
+        attach_accelerator(module, limited(accelerator_of(module), buffer_limit, max_bandwidth))
+    verify(module)
+    return module
 
 
 def _attach(module: ModuleOp, accelerator: str | PathLike[str] | Accelerator | None) -> None:

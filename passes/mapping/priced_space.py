@@ -261,6 +261,14 @@ class Candidates:
         self._known[structure] = ranking, indices, priced
         return indices, priced
 
+    def rankings(self, structure: Structure, indices: Any) -> list[Any]:
+        """The rankings of the candidates at `indices` under one use of the array, a column for each number of them."""
+        return self._rankings(structure, indices).order
+
+    def mapping(self, structure: Structure, index: int) -> Mapping:
+        """The candidate at `index` under one use of the array."""
+        return self._mapping(structure, index)
+
     def uses(self) -> Iterator[tuple[Structure, Any]]:
         """Every use of the array, and which of the candidates it is not dominated for."""
         for structure in self.structures:

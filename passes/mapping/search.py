@@ -157,13 +157,8 @@ def find_mappings(
     kernel: str = "kernel",
 ) -> Choices[Mapping]:
     """The best mapping of every family that a strategy admits, best first, each once."""
-    check_strategy(strategy, objective)
-    _check_machine(problem, accelerator, kernel)
-    spaces = [PricedSpace(problem, accelerator, part, objective) for part in _PARTS.get(strategy, (strategy,))]
-    every = [(space, candidates) for space in spaces for candidates in space.families]
-    fitting = [(space, candidates) for space, candidates in every if candidates.size]
-    if not fitting:
-        raise _nothing_fits(accelerator, strategy, kernel, min(candidates.least_bytes for _, candidates in every))
+    every = spaces(problem, accelerator, strategy, objective, kernel=kernel)
+    fitting = [(space, candidates) for space in every for candidates in space.families if candidates.size]
     found: dict[Mapping, Choice] = {}
     for kin, (space, candidates) in enumerate(fitting):
         best = candidates.best()
@@ -171,6 +166,19 @@ def find_mappings(
         found.setdefault(choice.mapping, choice)
     ordered = sorted(found.values(), key=lambda choice: choice.ranking)
     return _SpaceChoices(ordered, fitting).counted()
+
+
+def spaces(
+    problem: AttentionProblem, accelerator: Accelerator, strategy: str, objective: Objective, *, kernel: str = "kernel"
+) -> list[PricedSpace]:
+    """The map spaces that a strategy admits, priced as they are asked. Raises `FlatcError` if nothing in them fits."""
+    check_strategy(strategy, objective)
+    _check_machine(problem, accelerator, kernel)
+    found = [PricedSpace(problem, accelerator, part, objective) for part in _PARTS.get(strategy, (strategy,))]
+    families = [candidates for space in found for candidates in space.families]
+    if not any(candidates.size for candidates in families):
+        raise _nothing_fits(accelerator, strategy, kernel, min(candidates.least_bytes for candidates in families))
+    return found
 
 
 def _check_machine(problem: AttentionProblem, accelerator: Accelerator, kernel: str) -> None:
