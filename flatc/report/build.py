@@ -77,6 +77,7 @@ def _kernel(
         tensors=_tensors(costs, compulsory),
         buffers=tuple(map(_buffer, kernel.buffers())),
         peak_buffer_bytes=costs.peak_buffer_bytes,
+        beyond=kind.beyond(problem, kind.mapping_of(kernel)) if kind else (),
         live_elements=kind.live_elements(problem, kind.mapping_of(kernel)) if kind else None,
         work=costs.work,
         least_macs=least_macs(problem) if problem else None,

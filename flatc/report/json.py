@@ -84,6 +84,7 @@ def _kernel(report: Report, kernel: KernelReport) -> dict[str, Any]:
     return {
         "name": kernel.name,
         "strategy": kernel.strategy,
+        "beyond": kernel.beyond,
         "mapping": kernel.mapping.to_text() if kernel.mapping else None,
         "mapping_fields": _mapping_fields(kernel.mapping),
         **_costs(report, kernel),

@@ -113,6 +113,7 @@ class Gap:
 class KernelReport:
     """One kernel. `strategy` names its corner of the map space; `loops` shows its loop nest, line by line.
 
+    `beyond` says what the mapping does that the strategies of its corner do not.
     `bounds` are those of what the kernel computes; None where flatc does not recognise it. `least_macs` are the
     multiply-accumulates of visible scores. `time` says how each resource spent it, if the kernel was simulated.
     """
@@ -133,6 +134,7 @@ class KernelReport:
     bounds: Bounds | None
     mapping_bounds: Bounds
     time: KernelTime | None = None
+    beyond: tuple[str, ...] = ()
 
     @property
     def offchip_bytes(self) -> int:

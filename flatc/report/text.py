@@ -171,7 +171,8 @@ def _energy(report: Report) -> Iterator[str]:
 def _kernel(report: Report, kernel: KernelReport) -> Iterator[str]:
     yield RULE
     share = float(kernel.latency_cycles / report.latency_cycles) if report.latency_cycles else 0.0
-    yield f'kernel "{kernel.name}", {kernel.strategy}: {cycles(kernel.latency_cycles)} cycles, {percent(share)}'
+    name = " with ".join(filter(None, [kernel.strategy, " and ".join(kernel.beyond)]))
+    yield f'kernel "{kernel.name}", {name}: {cycles(kernel.latency_cycles)} cycles, {percent(share)}'
     if kernel.time is None:
         busy = ", ".join(f"{ROWS[name]} {percent(part)}" for name, part in kernel.utilisation.items())
         yield f"busy: {busy}"

@@ -23,7 +23,7 @@ from flatc.passes.kernels.problem import AttentionProblem, Kernel, match_kernel
 from flatc.passes.kernels.schedule_problem import Part, kernel_attention
 from flatc.passes.kinds.kind import KernelKind, Region
 from flatc.passes.mapping.legal_mapping import check_mapping
-from flatc.passes.mapping.live_footprint import granularity, live_elements
+from flatc.passes.mapping.live_footprint import beyond_strategies, granularity, live_elements
 from flatc.passes.mapping.search import Choice, Objective, find_mappings
 
 
@@ -113,6 +113,10 @@ class AttentionKind(KernelKind[AttentionProblem, Mapping]):
     @override
     def corner(self, problem: AttentionProblem, mapping: Mapping) -> str:
         return granularity(problem, mapping)
+
+    @override
+    def beyond(self, problem: AttentionProblem, mapping: Mapping) -> tuple[str, ...]:
+        return beyond_strategies(problem, mapping)
 
     @override
     def live_elements(self, problem: AttentionProblem, mapping: Mapping) -> int | None:

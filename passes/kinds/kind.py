@@ -102,6 +102,10 @@ class KernelKind(ABC, Generic[P, M]):
     def corner(self, problem: P, mapping: M) -> str:
         """The name of the corner of the map space that a mapping lies in, for the report."""
 
+    def beyond(self, problem: P, mapping: M) -> tuple[str, ...]:
+        """What a mapping does that the strategies of its corner do not, in words."""
+        return ()
+
     def live_elements(self, problem: P, mapping: M) -> int | None:
         """FLAT's live footprint, where there is one."""
         return None

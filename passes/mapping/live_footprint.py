@@ -31,10 +31,22 @@ def live_elements(problem: AttentionProblem, mapping: Mapping) -> int | None:
     return outside + keyed + rows * slice_width
 
 
+def beyond_strategies(problem: AttentionProblem, mapping: Mapping) -> tuple[str, ...]:
+    """What a mapping does that no named strategy but `auto` does; nothing for a mapping of its `granularity`."""
+    softmax = mapping.softmax
+    more = {
+        "a column of ones": softmax.total == "attend",
+        "softmax in the PEs": softmax.on_array,
+        "interleaved query tiles": mapping.interleave > 1 and problem.has("softmax"),
+    }
+    return tuple(name for name, is_so in more.items() if is_so)
+
+
 def granularity(problem: AttentionProblem, mapping: Mapping) -> str:
-    """The name of the corner of the map space that a mapping lies in (see `search.STRATEGIES`)."""
+    """The corner of the map space that a mapping's tiles and algorithm lie in (see `search.STRATEGIES`)."""
     if not (problem.has("logit") and problem.has("softmax") and problem.has("attend")):
-        return "unfused"
+        parts = [stage for stage in problem.stages if stage != "mask"]
+        return f"{' and '.join(parts)} fused" if len(parts) > 1 else "unfused"
     if mapping.softmax.algorithm != "rows":
         return mapping.softmax.algorithm
     tiles = mapping.tiles

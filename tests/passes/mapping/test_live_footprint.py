@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from flatc.builder import causal
 from flatc.dialects.mapping import ArrayUse, Keep, Level, Mapping, Softmax, Stages, Tiles
 from flatc.passes.kernels.problem import AttentionProblem, match_kernel
-from flatc.passes.mapping.live_footprint import granularity, live_elements
+from flatc.passes.mapping.live_footprint import beyond_strategies, granularity, live_elements
 from tests.support import UNFUSED, Shape, attention, fused
 
 B, H, N, D = 4, 6, 512, 64
@@ -54,6 +55,21 @@ def test_streamed_keys_count_by_their_tile():
     assert live_elements(problem(), streamed) == 4 * 32 * D + 4 * 16 * D + 32 * N
     assert live_elements(problem(), online) == 4 * 32 * D + 4 * 16 * D + 32 * 16
     assert granularity(problem(), online) == "online"
+
+
+def test_what_no_named_strategy_does_is_named():
+    mapping = rows(1, 1, 32)
+    ones = replace(mapping, softmax=Softmax("rows", "late", total="attend"))
+    held = replace(mapping, softmax=Softmax("online", "late", "array", "array", "array"), interleave=2)
+    assert beyond_strategies(problem(), mapping) == ()
+    assert beyond_strategies(problem(), ones) == ("a column of ones",)
+    assert beyond_strategies(problem(), held) == ("softmax in the PEs", "interleaved query tiles")
+    assert granularity(problem(), ones) == granularity(problem(), mapping) == "flat-r"
+
+
+def test_kernels_of_two_parts_are_named_by_them():
+    (kernel, _) = fused(attention(SHAPE, causal()), ("logit+mask+softmax", "attend"))
+    assert granularity(match_kernel(kernel).problem, rows(1, 1, 32)) == "logit and softmax fused"
 
 
 def test_query_heads_of_a_group_share_their_keys():
