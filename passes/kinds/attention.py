@@ -60,7 +60,7 @@ class AttentionKind(KernelKind[AttentionProblem, Mapping]):
                 f"kernel '{kernel}' is fused and the strategy is unfused",
                 help='run fuse-attention{groups="logit","mask+softmax","attend"} before',
             )
-        fused = problem.has("softmax") and problem.has("attend")
+        fused = problem.has("attend") and (problem.has("logit") or problem.has("softmax"))
         return find_mappings(problem, accelerator, strategy if fused else "unfused", objective, kernel=kernel)
 
     @override

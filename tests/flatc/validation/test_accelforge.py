@@ -22,7 +22,7 @@ from flatc.validation.accelforge import (
     tables,
     tile,
 )
-from flatc.validation.experiment import Sizes, machine
+from flatc.validation.experiment import Sizes, best, machine
 from flatc.validation.records import Record, read
 
 PER_BYTE_J = 2e-12
@@ -117,3 +117,30 @@ def test_a_row_of_an_unknown_machine_is_refused():
     cells = dict(first.cells) | {"accelerator": ("laptop", 1)}
     with pytest.raises(FlatcError, match="accelerator: expected one of edge, cloud, got 'laptop'"):
         point(Record(first.file, first.line, first.source, first.header_line, cells))
+
+
+# --- What flatc finds itself ------------------------------------------------------------------------------------
+
+
+def no_worse(at: Point) -> bool:
+    """Whether flatc's mapping, one for both, takes no more than 0.1 % above AccelForge's latency and energy."""
+    found, result = record(at.label), best(at.graph(), at.accelerator)
+    pairs = ((result.latency_s, found.number("latency_s")), (result.energy_j, found.number("energy_j")))
+    return all(ours <= theirs * 1.001 for ours, theirs in pairs)
+
+
+def test_flatc_finds_a_mapping_as_good_where_keys_and_values_of_a_head_fit_once():
+    assert no_worse(bert("cloud", 65536))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("platform", "length", "softmax"),
+    [
+        *(("cloud", length, "one") for length in (512, 4096, 16384)),
+        *(("edge", 512, softmax) for softmax in ("one", "four")),
+        ("cloud", 4096, "four"),
+    ],
+)
+def test_flatc_finds_a_mapping_as_good_at_every_whole_row(platform: str, length: int, softmax: str):
+    assert no_worse(bert(platform, length, softmax))
