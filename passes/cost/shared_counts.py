@@ -45,13 +45,15 @@ _WITHOUT_INFLUENCE: dict[Part, tuple[str, ...]] = {
 
 def relevant(part: Part, structure: Structure) -> Structure:
     """A structure without what a part of the counts does not depend on."""
-    found = replace(structure, **dict.fromkeys(_WITHOUT_INFLUENCE[part], ""))
-    if part == "logit" and found.k_level != "query":
-        found = replace(found, k_level="")
+    without = dict.fromkeys(_WITHOUT_INFLUENCE[part], "")
+    if part == "logit" and structure.k_level != "query":
+        without["k_level"] = ""
+    if part == "logit" and not structure.held:
+        without["total"] = ""
     if part == "vector" and structure.held:
         # What PEs do of the softmax is folded as attend is.
-        found = replace(found, attend_stationarity=structure.attend_stationarity)
-    return replace(found, total="") if part == "logit" and not structure.held else found
+        del without["attend_stationarity"]
+    return replace(structure, **without)
 
 
 def count_part(

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from flatc.dialects.kernel_mapping import KernelMapping
-from flatc.passes.mapping.ranking import Objective, Ranking, objective_order
+from flatc.passes.mapping.ranking import Objective, Ranking, latency_of, with_latency
 from flatc.passes.mapping.search import Choice, Choices, Rival
 
 MOST_SIMULATED = 10
@@ -82,30 +82,17 @@ class Judge:
     def _before_the_leader(self) -> tuple[int, list[Rival[KernelMapping]]]:
         """How many candidates may be better than the best one simulated, and the first of them."""
         ranking = self.leader[0]
-        total, found = self.choices.before(ranking, 2 * (MOST_SIMULATED + FEW_ENOUGH))
+        total, found = self.choices.before(ranking, MOST_SIMULATED + FEW_ENOUGH)
         return total - sum(priced < ranking for priced in self.tried.values()), found
 
     def _simulated(self, choice: Choice[KernelMapping]) -> tuple[Ranking, Choice[KernelMapping]]:
         """A choice with its ranking as the simulator sees it."""
         cycles = self.cycles(choice.mapping)
         self.tried[choice.mapping] = choice.ranking
-        priced = _latency_of(choice.ranking, self.objective)
+        priced = latency_of(choice.ranking, self.objective)
         self.factors[choice.kin] = cycles / priced if priced else 1.0
-        return _with_latency(choice.ranking, self.objective, cycles), choice
+        return with_latency(choice.ranking, self.objective, cycles), choice
 
     def _expected(self, rival: Rival[KernelMapping]) -> Ranking:
-        cycles = _latency_of(rival.ranking, self.objective) * self.factors.get(rival.kin, 1.0)
-        return _with_latency(rival.ranking, self.objective, cycles)
-
-
-def _latency_of(ranking: Ranking, objective: Objective) -> float:
-    return ranking[objective_order(objective).index("latency")]
-
-
-def _with_latency(ranking: Ranking, objective: Objective, cycles: float) -> Ranking:
-    """A ranking (objective, then the others in order, then footprint) with another latency."""
-    order = objective_order(objective)
-    found = dict(zip(order, ranking, strict=False))
-    found["edp"] *= cycles / found["latency"] if found["latency"] else 1.0
-    found["latency"] = cycles
-    return (*(found[name] for name in order), *ranking[len(order) :])
+        cycles = latency_of(rival.ranking, self.objective) * self.factors.get(rival.kin, 1.0)
+        return with_latency(rival.ranking, self.objective, cycles)

@@ -36,13 +36,10 @@ def pareto_front(spaces: Sequence[PricedSpace], pair: Pair) -> list[FrontPoint]:
     for space in spaces:
         places = [objective_order(space.objective).index(name) for name in pair]
         for candidates in space.families:
-            for structure, kept in candidates.uses():
-                bounds = [space.lower_bounds(structure)[place][candidates.rows] for place in places]
-                indices = (kept & ~front.beats(*bounds)).nonzero()[0]
-                if len(indices):
-                    order = candidates.rankings(structure, indices)
-                    makes = partial(candidates.mapping, structure)
-                    front.add(order, places, [(makes, int(index)) for index in indices])
+            open_ = ~front.beats(*(candidates.bounds[place] for place in places))
+            if open_.any():
+                priced = candidates.priced(candidates.pairs[open_])
+                front.add(priced.order, places, [(candidates.mapping, int(pair)) for pair in priced.pairs])
     return front.points()
 
 

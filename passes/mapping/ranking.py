@@ -52,3 +52,17 @@ def rank_before(columns: Sequence[Any], ranking: Ranking, *, or_equal: bool = Fa
         before = before | (equal & (column < number))
         equal = equal & (column == number)
     return before | equal if or_equal else before
+
+
+def latency_of(ranking: Ranking, objective: Objective) -> float:
+    """The latency in a ranking."""
+    return ranking[objective_order(objective).index("latency")]
+
+
+def with_latency(ranking: Ranking, objective: Objective, cycles: float) -> Ranking:
+    """A ranking (objective, then the others in order, then footprint) with another latency."""
+    order = objective_order(objective)
+    found = dict(zip(order, ranking, strict=False))
+    found["edp"] *= cycles / found["latency"] if found["latency"] else 1.0
+    found["latency"] = cycles
+    return (*(found[name] for name in order), *ranking[len(order) :])

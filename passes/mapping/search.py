@@ -4,15 +4,15 @@ The space is `map_space`; `priced_space` prices it by closed form and says which
 ranking is by the objective, ties by the other objectives, by the number of tiles, by the footprint, and then by the
 order of enumeration, so the same question always has the same answer.
 
-`find_mappings` gives the best mapping of every family, best first, and remembers the space: `Choices.before` tells how
-many mappings rank before a given ranking. The closed form of a latency is a lower bound, so with the simulated
+`find_mappings` gives the best mapping and remembers the space: `Choices.before` tells how many mappings rank before a
+given ranking. The closed form of a latency is a lower bound, so with the simulated
 ranking of the best mapping it tells what would still have to be simulated before that mapping is proved to be the best.
 `tile-attention` does so, and `Choice` records how far it came.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Generic
@@ -25,7 +25,7 @@ from flatc.dialects.kernel_mapping import KernelMapping
 from flatc.dialects.mapping import Mapping
 from flatc.passes.kernels.problem import AttentionProblem
 from flatc.passes.mapping.priced_space import Candidates, Priced, PricedSpace
-from flatc.passes.mapping.ranking import OBJECTIVES, Objective, Ranking
+from flatc.passes.mapping.ranking import OBJECTIVES, Objective, Ranking, latency_of, with_latency
 
 STRATEGIES = ("unfused", "flat-m", "flat-b", "flat-h", "flat-r", "flat", "online", "auto")
 """`unfused`: one kernel per operator. `flat-*`: FLAT's granularities; `flat`: the best of them. `online`: online
@@ -83,7 +83,7 @@ class Choices(list[Choice[M]], Generic[M]):
     complete = False
 
     def before(self, ranking: Ranking, most: int) -> tuple[int, list[Rival[M]]]:
-        """How many mappings rank before another by closed form, and the first `most` of each family."""
+        """How many mappings rank before another by closed form, and of each family the first `most` to be tried."""
         found = [choice for choice in self if choice.ranking < ranking]
         return len(found), [Rival(choice.ranking, choice.kin, partial(_itself, choice)) for choice in found]
 
@@ -93,12 +93,12 @@ def _itself(choice: Choice[M]) -> Choice[M]:
 
 
 class _SpaceChoices(Choices[Mapping]):
-    """The best of each family of a few spaces, which are remembered."""
+    """The best of a few spaces, which are remembered."""
 
     complete = True
 
-    def __init__(self, choices: Iterable[Choice[Mapping]], candidates: list[tuple[PricedSpace, Candidates]]):
-        super().__init__(choices)
+    def __init__(self, best: Choice[Mapping], candidates: list[tuple[PricedSpace, Candidates]]):
+        super().__init__([best])
         self._candidates = candidates
 
     @override
@@ -106,21 +106,11 @@ class _SpaceChoices(Choices[Mapping]):
         total = 0
         found: list[Rival[Mapping]] = []
         for kin, (space, candidates) in enumerate(self._candidates):
-            before = candidates.before(ranking, most)
+            before = candidates.before(ranking)
             total += before.total
-            for one in before.first:
+            for one in before.first(most):
                 found.append(Rival(one.ranking, kin, partial(_made, space.strategy, kin, one), one.promise))
         return total, found
-
-    def counted(self) -> _SpaceChoices:
-        """The same, with the numbers of what was looked at."""
-        spaces = {id(space): space for space, _ in self._candidates}.values()
-        covered = sum(space.size * len(space.families) for space in spaces)
-        legal = sum(candidates.size for _, candidates in self._candidates)
-        dominated = sum(int((~kept).sum()) for _, candidates in self._candidates for _, kept in candidates.uses())
-        priced = sum(space.priced for space in spaces)
-        counts = {"covered": covered, "legal": legal, "dominated": dominated, "priced": priced}
-        return _SpaceChoices((replace(choice, **counts) for choice in self), self._candidates)
 
 
 def _made(strategy: str, kin: int, priced: Priced) -> Choice[Mapping]:
@@ -156,16 +146,41 @@ def find_mappings(
     *,
     kernel: str = "kernel",
 ) -> Choices[Mapping]:
-    """The best mapping of every family that a strategy admits, best first, each once."""
+    """The best mapping by closed form of all that a strategy admits; the others are remembered."""
     every = spaces(problem, accelerator, strategy, objective, kernel=kernel)
     fitting = [(space, candidates) for space in every for candidates in space.families if candidates.size]
-    found: dict[Mapping, Choice] = {}
-    for kin, (space, candidates) in enumerate(fitting):
-        best = candidates.best()
-        choice = _made(space.strategy, kin, best)
-        found.setdefault(choice.mapping, choice)
-    ordered = sorted(found.values(), key=lambda choice: choice.ranking)
-    return _SpaceChoices(ordered, fitting).counted()
+    kin, best = _first([candidates for _, candidates in fitting], objective)
+    choice = replace(_made(fitting[kin][0].strategy, kin, best), **_counts(fitting))
+    return _SpaceChoices(choice, fitting)
+
+
+SLACK = 1.02
+"""Mappings that much slower than the best by closed form are priced as well: simulation will ask for them."""
+
+
+def _first(families: Sequence[Candidates], objective: Objective) -> tuple[int, Priced]:
+    """The number of the family of the first of all candidates, and that one; the best bounds are priced first."""
+    bounds = [candidates.least_bound for candidates in families]
+    order = sorted(range(len(families)), key=lambda kin: bounds[kin])
+    best = order[0], families[order[0]].first_look()
+    for kin in order:
+        ranking = best[1].ranking
+        if bounds[kin] <= ranking:
+            before = families[kin].before(with_latency(ranking, objective, latency_of(ranking, objective) * SLACK))
+            if before.total:
+                best = min(best, (kin, before.best()), key=lambda found: (found[1].ranking, found[0]))
+    return best
+
+
+def _counts(fitting: Sequence[tuple[PricedSpace, Candidates]]) -> dict[str, int]:
+    """The numbers of what was looked at."""
+    searched = {id(space): space for space, _ in fitting}.values()
+    return {
+        "covered": sum(space.size * len(space.families) for space in searched),
+        "legal": sum(candidates.size for _, candidates in fitting),
+        "dominated": sum(candidates.dominated for _, candidates in fitting),
+        "priced": sum(space.priced for space in searched),
+    }
 
 
 def spaces(

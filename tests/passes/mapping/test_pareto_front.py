@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from flatc.accelerators import load
+from flatc.passes.cost.closed_form import evaluate
 from flatc.passes.kernels.problem import AttentionProblem
 from flatc.passes.mapping.pareto_front import Pair, pareto_front
 from flatc.passes.mapping.priced_space import PricedSpace
-from flatc.passes.mapping.ranking import OBJECTIVES, objective_order
+from flatc.passes.mapping.ranking import OBJECTIVES, objective_order, objectives
 from flatc.passes.mapping.search import spaces
 
 EDGE = load("edge")
@@ -33,8 +34,10 @@ def everything(space: PricedSpace, pair: Pair) -> set[tuple[float, float]]:
     places = [objective_order(space.objective).index(name) for name in pair]
     found: set[tuple[float, float]] = set()
     for candidates in space.families:
-        for structure, _ in candidates.uses():
-            order = candidates.rankings(structure, np.arange(candidates.size))
+        for structure in candidates.structures:
+            column = space.array.with_folds(candidates.columns.take(np.flatnonzero(candidates.fits)), structure)
+            cost = evaluate(space.problem, space.accelerator, structure, column)
+            order = objectives(space.objective, cost.latency_cycles, cost.energy_pj, cost.offchip_bytes)
             found |= set(zip(*(order[place].tolist() for place in places), strict=True))
     return found
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from flatc.builder import MaskExpr, causal
@@ -33,11 +35,12 @@ def exposed() -> Accelerator:
 
 
 def uses(space: PricedSpace, candidates: Candidates) -> Iterator[tuple[int, bool, Mapping]]:
-    """(index, whether it is kept, mapping) for every use of the array of every candidate."""
-    for structure, kept in candidates.uses():
-        column = space.with_folds(candidates.columns, structure)
-        for index in range(candidates.size):
-            yield index, bool(kept[index]), mapping_at(space.problem, structure, column, index)
+    """(tile, whether it is kept, mapping) for every use of the array of every mapping that fits."""
+    for structure in candidates.structures:
+        column = space.array.with_folds(candidates.columns, structure)
+        kept = space.array.undominated(structure)
+        for tile in np.flatnonzero(candidates.fits).tolist():
+            yield tile, bool(kept[tile]), mapping_at(space.problem, structure, column, tile)
 
 
 @pytest.mark.parametrize("accelerator", [machine(2_000), exposed()], ids=["overlapped", "exposed"])
@@ -46,7 +49,8 @@ def test_a_dominated_use_of_the_array_never_ranks_first(shape: Shape, mask: Mask
     space = PricedSpace(whole(shape, mask), accelerator, "online", "latency")
     left_out = 0
     for candidates in space.families[:1]:
-        chosen = set(random.Random(1).sample(range(candidates.size), min(40, candidates.size)))
+        fitting = np.flatnonzero(candidates.fits).tolist()
+        chosen = set(random.Random(1).sample(fitting, min(40, len(fitting))))
         best: dict[int, Ranking] = {}
         dominated: dict[int, list[Ranking]] = {}
         for index, kept, mapping in uses(space, candidates):
@@ -74,7 +78,7 @@ def test_a_dominated_use_of_the_array_is_not_faster_when_simulated(shape: Shape,
     def cycles(mapping: Mapping) -> float:
         return float(simulate_kernel(lower_kernel_alone(kernel, mapping), accelerator).latency_cycles)
 
-    for index in random.Random(3).sample(range(candidates.size), 2):
+    for index in random.Random(3).sample(np.flatnonzero(candidates.fits).tolist(), 2):
         kept = [cycles(mapping) for i, keep, mapping in every if i == index and keep]
         dominated = [cycles(mapping) for i, keep, mapping in every if i == index and not keep]
         assert min(kept) <= min(dominated)
@@ -91,10 +95,11 @@ def test_what_ranks_before_a_mapping_is_counted_exactly(objective: Objective):
         rankings(problem, accelerator, mapping)[objective] for _, kept, mapping in uses(space, candidates) if kept
     )
     for place in (0, len(every) // 3, len(every) - 1):
-        before = candidates.before(every[place], most=6)
+        before = candidates.before(every[place])
         assert before.total == sum(ranking < every[place] for ranking in every)
-        assert all(one.ranking < every[place] for one in before.first)
-        assert min((one.ranking for one in before.first), default=every[0]) == every[0]
+        assert all(one.ranking < every[place] for one in before.first(3))
+        assert min((one.ranking for one in before.first(3)), default=every[0]) == every[0]
+    assert candidates.before(every[-1]).best().ranking == every[0]
 
 
 def test_bounds_lie_below_every_ranking():
@@ -103,14 +108,22 @@ def test_bounds_lie_below_every_ranking():
     for objective in OBJECTIVES:
         space = PricedSpace(problem, accelerator, "auto", objective)
         for candidates in space.families[::5]:
-            for structure, _ in candidates.uses():
-                bounds = space.lower_bounds(structure)
-                column = space.with_folds(candidates.columns, structure)
-                for index in random.Random(5).sample(range(candidates.size), 5):
-                    form = evaluate_mapping(problem, accelerator, mapping_at(problem, structure, column, index))
-                    latency, energy = float(form.latency_cycles[0]), float(form.energy_pj[0])
-                    costs = {"latency": latency, "energy": energy, "edp": latency * energy}
-                    costs["offchip"] = float(form.offchip_bytes[0])
-                    order = [objective, *(other for other in OBJECTIVES if other != objective)]
-                    for bound, name in zip(bounds, order, strict=True):
-                        assert bound[candidates.rows[index]] <= costs[name] * (1 + 1e-12)
+            pairs: list[int] = candidates.pairs.tolist()
+            for place, pair in random.Random(5).sample(list(enumerate(pairs)), 20):
+                form = evaluate_mapping(problem, accelerator, candidates.mapping(pair))
+                latency, energy = float(form.latency_cycles[0]), float(form.energy_pj[0])
+                costs = {"latency": latency, "energy": energy, "edp": latency * energy}
+                costs["offchip"] = float(form.offchip_bytes[0])
+                order = [objective, *(other for other in OBJECTIVES if other != objective)]
+                for bound, name in zip(candidates.bounds, order, strict=True):
+                    assert bound[place] <= costs[name] * (1 + 1e-12)
+            assert candidates.least_bound <= candidates.first_look().ranking
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_prices_of_pairs_are_those_of_their_mappings(objective: Objective):
+    """Uses of the array are counted together, for all tiles; here each mapping is priced on its own."""
+    problem, accelerator = whole(*SHAPES[1]), exposed()
+    for candidates in PricedSpace(problem, accelerator, "auto", objective).families[::3]:
+        for one in candidates.before((math.inf,)).first(10):
+            assert rankings(problem, accelerator, one.mapping)[objective] == pytest.approx(one.ranking, rel=1e-12)

@@ -1,0 +1,234 @@
+"""How the products of tiles may use the array: every way that is worth pricing, counted for all tiles at once.
+
+    uses = ArrayUses(problem, accelerator, tiles, "latency")
+    found = uses.of(uses.structures(family))      # pairs of a tile and a structure, with what they add up to
+    found.bounds                                  # what no ranking of theirs can be below
+
+A product of a tile may keep either operand or its output in the PEs (its stationarity). **Dominated uses** are left
+out: with the same tiles, slots and stages, a use that takes no longer than another on any kind of tile, until the array
+is free and until the result is there, and no more energy, makes no operation end later, since each starts when its
+tokens, its slot and its resource are ready, in an order that is fixed. So the other one never ranks before it, neither
+simulated nor by closed form.
+
+NumPy takes as long for a call as for a few thousand numbers, so all pairs of the families that differ only in slots and
+stages are counted together, and once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import reduce
+from itertools import product
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from flatc.dialects.accelerator import Accelerator
+from flatc.passes.cost.closed_form import busy_cycles, total_work
+from flatc.passes.cost.mapping_columns import Columns, Structure
+from flatc.passes.cost.primitive_costs import MatmulTile, Work, energy_pj, largest_folds
+from flatc.passes.cost.shared_counts import PARTS, Part, SharedCounts, relevant
+from flatc.passes.cost.tile_counts import Counts
+from flatc.passes.kernels.problem import AttentionProblem
+from flatc.passes.mapping.map_space import Family
+from flatc.passes.mapping.ranking import Objective, objectives
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Ints = NDArray[np.int64]
+else:
+    Ints = Any
+
+
+@dataclass(frozen=True)
+class Uses:
+    """Pairs: the tile in row `tile` under the structure with the number `which`; dominated ones are left out.
+
+    `counts` has a row for each pair, and so has each of `bounds`, numbers that the ranking of a mapping with these
+    cannot be below, whatever its slots and stages: energy, bytes, and the time that each resource is busy.
+    """
+
+    structures: Sequence[Structure]
+    which: Ints
+    tile: Ints
+    counts: Counts
+    bounds: list[Any]
+
+
+class ArrayUses:
+    """The uses of the array for one set of tiles."""
+
+    def __init__(self, problem: AttentionProblem, accelerator: Accelerator, tiles: Columns, objective: Objective):
+        self.problem, self.accelerator, self.tiles = problem, accelerator, tiles
+        self.objective: Objective = objective
+        self.shared = SharedCounts(problem, accelerator, tiles, lambda name, s: self._folds(name, s, tiles))
+        self._uses: dict[Structure, Uses] = {}
+        self._kept: dict[tuple[str, Structure], dict[str, Any]] = {}
+        self._stacks: dict[tuple[Part, tuple[Structure, ...]], Counts] = {}
+
+    def structures(self, family: Family) -> list[Structure]:
+        """A family with every stationarity of each product."""
+        f, place = family, family.placement
+        uses = product(*(self._stationarities(name) for name in ("logit", "attend")))
+        uses = [("output", "input")] if family.held else list(uses)
+        whole = Structure(
+            *(f.algorithm, f.divide, f.k_level, f.v_level, "", ""),
+            maximum=place.maximum,
+            exponential=place.exponential,
+            total=place.total,
+            add=place.add,
+        )
+        return [replace(whole, logit_stationarity=logit, attend_stationarity=attend) for logit, attend in uses]
+
+    def _stationarities(self, name: str) -> tuple[str, ...]:
+        found = self.accelerator.array.stationarities
+        return found if self.problem.has(name) else found[:1]
+
+    # --- Pairs of tiles and structures --------------------------------------------------------------------
+
+    def of(self, structures: Sequence[Structure]) -> Uses:
+        """The pairs of some structures that differ in stationarities only."""
+        found = self._uses.get(structures[0])
+        if found is None:
+            found = self._uses[structures[0]] = self._pairs(structures)
+        return found
+
+    def _pairs(self, structures: Sequence[Structure]) -> Uses:
+        import numpy as np
+
+        which, tile = np.nonzero([self.undominated(structure) for structure in structures])
+        counts = reduce(Counts.__add__, (self._part(part, structures, which, tile) for part in PARTS))
+        bounds = objectives(
+            self.objective,
+            latency=_largest(busy_cycles(self.accelerator, counts).values()),
+            energy=sum(energy_pj(self.accelerator, total_work(counts)).values()),
+            offchip=sum(counts.tensor_bytes.values()),
+        )
+        return Uses(structures, which, tile, counts, bounds)
+
+    def _part(self, part: Part, structures: Sequence[Structure], which: Ints, tile: Ints) -> Counts:
+        """One part of the counts of pairs."""
+        import numpy as np
+
+        keys = [relevant(part, structure) for structure in structures]
+        different = tuple(dict.fromkeys(keys))
+        if len(different) == 1:
+            return self.shared.part(part, structures[0]).take(tile)
+        stack = self._stacks.get((part, different))
+        if stack is None:
+            parts = [self.shared.part(part, structures[keys.index(key)]) for key in different]
+            stack = self._stacks[part, different] = _stacked(parts, self.tiles.size)
+        place = np.array([different.index(key) for key in keys])
+        return stack.take(place[which] * self.tiles.size + tile)
+
+    # --- Uses that are dominated --------------------------------------------------------------------------
+
+    def undominated(self, structure: Structure) -> Any:
+        """Which tiles have no better use of the array than that of a structure; see the module docstring."""
+        return self._not_dominated("logit", structure) & self._not_dominated("attend", structure)
+
+    def _not_dominated(self, name: Literal["logit", "attend"], structure: Structure) -> Any:
+        import numpy as np
+
+        if not self.problem.has(name) or structure.held:
+            # Where PEs work on score tiles, there is one use of the array.
+            return np.ones(self.tiles.size, dtype=bool)
+        ours = getattr(structure, f"{name}_stationarity")
+        stationarities = self._stationarities(name)
+        structures = [replace(structure, **{f"{name}_stationarity": one}) for one in stationarities]
+        key = name, relevant(name, structures[0])
+        if key not in self._kept:
+            parts = [self.shared.part(name, one) for one in structures]
+            measures = [_measures(self.accelerator, part, self.tiles.size) for part in parts]
+            self._kept[key] = dict(zip(stationarities, _undominated(measures), strict=True))
+        return self._kept[key][ours]
+
+    # --- Folds --------------------------------------------------------------------------------------------
+
+    def with_folds(self, columns: Columns, structure: Structure) -> Columns:
+        """`columns` with the folds of a structure."""
+        folds: dict[str, Any] = {}
+        for name in ("logit", "attend"):
+            if self.problem.has(name):
+                rows, across = self._folds(name, structure, columns)
+                folds |= {f"{name}_fold_rows": rows, f"{name}_fold_columns": across}
+        return replace(columns, **folds)
+
+    def _folds(self, name: str, structure: Structure, tiles: Columns) -> tuple[Any, Any]:
+        """The largest folds of a product that the machine permits and the tile has pieces for.
+
+        None where score tiles stay in registers, which both products and the softmax must lay out alike.
+        """
+        if structure.held:
+            return tiles.batch * 0 + 1, tiles.batch * 0 + 1
+        array = self.accelerator.array
+        batch, rows = tiles.batch * tiles.kv_head, tiles.group * tiles.query
+        if name == "logit":
+            tile = MatmulTile(batch, rows, tiles.key, rows * 0 + self.problem.d_qk)
+        else:
+            width = self.problem.d_v + structure.sums_in_attend
+            tile = MatmulTile(batch, rows, rows * 0 + width, tiles.key)
+        return largest_folds(array, getattr(structure, f"{name}_stationarity"), tile)
+
+
+# --- Helpers ------------------------------------------------------------------------------------------------
+
+
+def _stacked(parts: Sequence[Counts], size: int) -> Counts:
+    """Counts of `size` rows each as one, row after row; without `tile_cycles`."""
+    names = [field.name for field in fields(Counts) if field.name != "tile_cycles"]
+    return Counts(**{name: _one_after_the_other([getattr(part, name) for part in parts], size) for name in names})
+
+
+def _one_after_the_other(values: Sequence[Any], size: int) -> Any:
+    import numpy as np
+
+    first = values[0]
+    if isinstance(first, Work):
+        return Work(**_one_after_the_other([vars(value) for value in values], size))
+    if isinstance(first, dict):
+        names = cast("dict[str, Any]", first)
+        return {name: _one_after_the_other([value[name] for value in values], size) for name in names}
+    if isinstance(first, tuple):
+        return tuple(_one_after_the_other(list(numbers), size) for numbers in zip(*values, strict=True))
+    if not any(getattr(value, "shape", ()) for value in values) and len(set(values)) == 1:
+        return first
+    return np.concatenate([np.broadcast_to(value, (size,)) for value in values])
+
+
+def _measures(accelerator: Accelerator, part: Counts, size: int) -> list[Any]:
+    """What one use of the array is compared by: times of every kind of tile, and the energy of all.
+
+    Where a mask hides everything there is no kind of tile, and the energy is one number for all mappings.
+    """
+    import numpy as np
+
+    times = [time for cycles in part.tile_cycles for time in (cycles.busy, cycles.latency)]
+    measures = [*times, sum(energy_pj(accelerator, part.work).values())]
+    return [np.broadcast_to(measure, (size,)) for measure in measures]
+
+
+def _undominated(measures: list[list[Any]]) -> list[Any]:
+    """For each of several uses, where no other is as good in every measure; of equals the first stays."""
+    import numpy as np
+
+    kept: list[Any] = []
+    for i, ours in enumerate(measures):
+        mine = np.ones(len(ours[-1]), dtype=bool)
+        for j, theirs in enumerate(measures):
+            if i == j:
+                continue
+            no_worse = reduce(np.logical_and, [b <= a for a, b in zip(ours, theirs, strict=True)])
+            if j > i:
+                no_worse = no_worse & reduce(np.logical_or, [b < a for a, b in zip(ours, theirs, strict=True)])
+            mine &= ~no_worse
+        kept.append(mine)
+    return kept
+
+
+def _largest(arrays: Iterable[Any]) -> Any:
+    """The largest of several numbers, row by row."""
+    import numpy as np
+
+    return reduce(np.maximum, arrays)
