@@ -94,6 +94,8 @@ class _Lowering:
         self.joined: dict[SSAValue, SSAValue] = {}
         # Of kernels that append to a cache: the window of it that they store into.
         self.windows: dict[SSAValue, SSAValue] = {}
+        # Caches that rows were appended to.
+        self.grown: set[SSAValue] = set()
         for old, new in zip(function.body.block.args, self.block.args, strict=True):
             new.name_hint = old.name_hint
             self.tensors[old] = new
@@ -189,7 +191,23 @@ class _Lowering:
         self.tensors[append.result], self.tensors[result] = self._grown(append, append.cache)
 
     def _grown(self, append: AppendOp, cache: SSAValue) -> tuple[SSAValue, SSAValue]:
-        """The cache with room for what is appended, and the window of it that this goes to."""
+        """The cache with room for what is appended, and the window of it that this goes to.
+
+        Raises `FlatcError` for keys in pages, as no store goes through a table, and for rows that two would write.
+        """
+        if isinstance(self.tensors[cache].owner, SpatialPagedOp):
+            raise FlatcError(
+                f"{append.name} cannot be compiled yet: its cache lies in pages, which are read only",
+                position=position_of(append),
+                help="give pages that hold the new rows as well: paged(pool, table, keys = old + new)",
+            )
+        if cache in self.grown:
+            raise FlatcError(
+                f"{append.name} cannot be compiled: a cache grows in place, and other rows were appended to this one",
+                position=position_of(append),
+                help="append to the result of the first append, or declare two caches",
+            )
+        self.grown.add(cache)
         extended = ExtendOp(self.tensors[cache], _reference(append.result.type))
         extended.tensor.name_hint = append.result.name_hint
         rows = _reference(append.cache.type).dims[2]

@@ -165,6 +165,16 @@ def test_keys_and_values_lie_in_the_same_pages():
         flatc.compile(graph, "edge")
 
 
+def test_keys_in_pages_are_not_appended_to():
+    """Else they would be loaded as if they lay in one piece."""
+    graph = Graph("grown")
+    q, n, pool = graph.input("q", [1, 2, 1, 8]), graph.input("n", [1, 2, 1, 8]), graph.cache("kp", [3, 2, 4, 8])
+    k = graph.append(graph.paged(pool, graph.input("t", [1, 2], "i32")), n)
+    graph.output(graph.attention(q, k, k))
+    with pytest.raises(FlatcError, match="its cache lies in pages, which are read only"):
+        flatc.compile(graph, "edge", strategy="online")
+
+
 def test_a_table_that_names_a_block_the_pool_lacks_is_refused():
     result = flatc.compile(paged(SMALL, 8), "edge", mapping=whole(8))
     inputs = random_inputs(result.schedule, 0) | {"t": np.full((2, 3), 7, np.int32)}

@@ -224,6 +224,16 @@ def test_a_cache_of_integers_grows_too():
     assert flatc.compile(graph, "edge", strategy="online").run().passed
 
 
+def test_a_cache_does_not_grow_in_two_ways():
+    """Both would write the same rows; the interpreter alone could keep them apart."""
+    graph = Graph("twice", dtype="f32")
+    q, m, cache = graph.input("q", [1, 2, 1, 8]), graph.input("m", [1, 2, 1, 8]), graph.cache("c", [1, 2, 3, 8])
+    for rows in (graph.append(cache, q), graph.append(cache, m)):
+        graph.output(graph.attention(q, rows, rows))
+    with pytest.raises(FlatcError, match="a cache grows in place, and other rows were appended to this one"):
+        flatc.compile(graph, "edge", strategy="online")
+
+
 def test_explaining_tells_rows_that_are_read_from_rows_that_are_appended():
     """Both are in the cache; a row that is appended and read back is read once more than it must be."""
     result = flatc.compile(cached(4, 4), "edge", strategy="online", objective="offchip")
