@@ -59,8 +59,7 @@ class Row:
     @property
     def key_bytes(self) -> int:
         """Bytes of K and V that must be read."""
-        (kernel,) = self.report.kernels
-        return sum(tensor.compulsory_bytes or 0 for tensor in kernel.tensors if tensor.name in ("k", "v"))
+        return sum(tensor.compulsory_bytes or 0 for tensor in self.report.tensors if tensor.name in ("k", "v"))
 
     @property
     def work_share(self) -> float:

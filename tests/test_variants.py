@@ -19,7 +19,7 @@ import flatc
 from flatc.compiler import Compilation
 from flatc.dialects.flat import FusedOp
 from flatc.dialects.kernel_mapping import KernelMapping
-from flatc.dialects.mapping import Tiles
+from flatc.dialects.mapping import Mapping, Tiles
 from flatc.frontend import parse_flat
 from flatc.interpreter import random_inputs, run_module, run_schedule
 from flatc.passes.fuse_attention import FuseAttentionPass
@@ -40,8 +40,8 @@ def fused(graph: ModuleOp) -> ModuleOp:
 
 
 def tiny(graph: ModuleOp, chosen: Compilation, rng: random.Random) -> dict[str, KernelMapping]:
-    """Mappings of tiles that divide nothing, for the kernels that attend; the others keep what was chosen."""
-    found = dict(chosen.mappings)
+    """Mappings of tiles that divide nothing, for attention in one kernel; the other kernels keep what was chosen."""
+    found = {name: mapping for name, mapping in chosen.mappings.items() if not isinstance(mapping, Mapping)}
     for kernel in (op for op in fused(graph).walk() if isinstance(op, FusedOp)):
         problem = kind_of(kernel).match(kernel).problem
         if isinstance(problem, AttentionProblem):
