@@ -25,8 +25,9 @@ from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.mapping import Mapping
 from flatc.passes.cost.buffer_room import peak_buffer_bytes
 from flatc.passes.cost.key_geometry import key_geometry
-from flatc.passes.cost.least_times import Case, least_times
+from flatc.passes.cost.least_times import least_times
 from flatc.passes.cost.mapping_columns import Columns, Structure, columns_of, structure_of
+from flatc.passes.cost.pipeline_times import Case
 from flatc.passes.cost.primitive_costs import Work, energy_pj
 from flatc.passes.cost.shared_counts import count_all
 from flatc.passes.cost.tile_counts import Counts

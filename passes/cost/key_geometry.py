@@ -126,6 +126,23 @@ def _bounds(problem: _Question) -> tuple[LiveKeys, LiveKeys]:
     return live_keys(visited, problem.keys), live_keys(problem.mask, problem.keys)
 
 
+def every_row_sees_keys(problem: AttentionProblem) -> bool:
+    """Whether each query row visits keys, so that no query tile of any size is without a key tile."""
+    if problem.mask is None or not problem.skips_hidden:
+        return True
+    return _every_row_sees_keys(_Question(problem.mask, problem.skips_hidden, problem.queries, problem.keys))
+
+
+@lru_cache(maxsize=64)
+def _every_row_sees_keys(problem: _Question) -> bool:
+    import numpy as np
+
+    live, _ = _bounds(problem)
+    row = np.arange(problem.queries, dtype=np.int64)
+    at = {"start": row, "last": row}
+    return bool((live.upper.evaluate(at) - live.lower.evaluate(at) > 0).all())
+
+
 @lru_cache(maxsize=1 << 12)
 def _count(problem: _Question, rows: int, tiles: tuple[int, ...]) -> Ints:
     """The counts of one height of query tiles, a row for each width of key tiles.

@@ -10,24 +10,9 @@ The latency is at least
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from flatc.dialects.accelerator import Accelerator
-from flatc.passes.cost.mapping_columns import Columns, Structure
-from flatc.passes.cost.tile_counts import Counts
-from flatc.passes.kernels.problem import AttentionProblem
-
-
-@dataclass(frozen=True)
-class Case:
-    """Mappings to be timed, and what their tiles add up to."""
-
-    problem: AttentionProblem
-    accelerator: Accelerator
-    structure: Structure
-    columns: Columns
-    counts: Counts
+from flatc.passes.cost.pipeline_times import Case, pipeline_times
 
 
 def least_times(case: Case, busy: dict[str, Any]) -> list[Any]:
@@ -35,7 +20,7 @@ def least_times(case: Case, busy: dict[str, Any]) -> list[Any]:
     first_load, last_store = _ends(case)
     offchip = [time for name, time in busy.items() if name not in ("array", "vector")]
     ends = first_load + last_store
-    return [*offchip, busy["array"] + ends, busy["vector"] + ends, *_waiting_cycles(case)]
+    return [*offchip, busy["array"] + ends, busy["vector"] + ends, *_waiting_cycles(case), *pipeline_times(case)]
 
 
 def _waiting_cycles(case: Case) -> list[Any]:

@@ -22,6 +22,7 @@ class ProductTileCounts(TileKinds):
         """What logit or attend adds up to: nothing, where the kernel has none."""
         self.work = Work()
         self.busy = self.skew = self.awaited_skew = self.columns.batch * 0
+        self.largest: Any = self.columns.batch * 0
         self.rescaling: Any = 0
         self.tile_cycles: list[ArrayCycles] = []
         if self.problem.has(name):
@@ -31,6 +32,7 @@ class ProductTileCounts(TileKinds):
             product={name: self.busy},
             skew={name: self.skew},
             awaited_skew={name: self.awaited_skew},
+            largest={name: self.largest},
             rescaling=self.rescaling,
             tile_cycles=tuple(self.tile_cycles),
         )
@@ -50,7 +52,9 @@ class ProductTileCounts(TileKinds):
                     if not times.any():
                         continue
                     # A strip waits for the last of its products only, which may be the ragged one.
-                    last = g.nonempty[query] * (key == 0) * (g.k_extents[1] == 0)
+                    last = g.nonempty[query] * ((g.k_extents[1] > 0) == key)
+                    if p.mask is not None and p.skips_hidden:
+                        last = last * (key == 0)
                     waits = count * last if self.structure.algorithm == "rows" else times
                     if self.product_rows:
                         waits = times * 0
@@ -78,12 +82,15 @@ class ProductTileCounts(TileKinds):
 
     def _product(self, name: str, tile: MatmulTile, times: Any, waits: Any) -> Any:
         """Adds `times` products of one kind, `waits` of which somebody waits for; gives the skew of one."""
+        import numpy as np
+
         p, c, array = self.problem, self.columns, self.accelerator.array
         stationarity: str = getattr(self.structure, f"{name}_stationarity")
         fold = (getattr(c, f"{name}_fold_rows"), getattr(c, f"{name}_fold_columns"))
         cycles = array_cycles(array, stationarity, fold, tile)
         self.tile_cycles.append(ArrayCycles(cycles.busy * (times > 0), cycles.latency * (times > 0)))
         self.busy = self.busy + cycles.busy * times
+        self.largest = np.maximum(self.largest, cycles.latency * (times > 0))
         skew = cycles.latency - cycles.busy
         self.skew = self.skew + skew * times
         self.awaited_skew = self.awaited_skew + skew * waits

@@ -22,8 +22,10 @@ class Counts:
 
     It depends on the sizes of tiles and on folds, not on slots and stages, so mappings that differ in these share it
     (`SharedCounts`). `product`, `skew` and `awaited_skew` are cycles of each product, and of what PEs do of the
-    softmax: busy, skew of all its tiles, and skew that the vector unit or a store waits for. `vector_between` is vector
-    work between logit and attend of the same scores, `vector_aside` the rest. `rescaling` is the part of it that
+    softmax: busy, skew of all its tiles, and skew that the vector unit or a store waits for. `largest` is what one tile
+    of a product takes at most, until its result is there. `vector_between` is vector
+    work between logit and attend of the same scores, `vector_aside` the rest, of which `vector_finish` is what finished
+    outputs need. `rescaling` is the part of it that
     stands between an attend and the next one of the same rows, and what these wait for the first.
     `transfers` are loads and stores.
     """
@@ -32,8 +34,10 @@ class Counts:
     product: dict[str, Any] = field(default_factory=dict[str, Any])
     skew: dict[str, Any] = field(default_factory=dict[str, Any])
     awaited_skew: dict[str, Any] = field(default_factory=dict[str, Any])
+    largest: dict[str, Any] = field(default_factory=dict[str, Any])
     vector_between: Any = 0
     vector_aside: Any = 0
+    vector_finish: Any = 0
     rescaling: Any = 0
     tensor_bytes: dict[str, Any] = field(default_factory=dict[str, Any])
     transfers: tuple[Any, Any] = (0, 0)
@@ -56,8 +60,10 @@ class Counts:
             _sums(self.product, other.product),
             _sums(self.skew, other.skew),
             _sums(self.awaited_skew, other.awaited_skew),
+            _sums(self.largest, other.largest),
             _sum(self.vector_between, other.vector_between),
             _sum(self.vector_aside, other.vector_aside),
+            _sum(self.vector_finish, other.vector_finish),
             _sum(self.rescaling, other.rescaling),
             _sums(self.tensor_bytes, other.tensor_bytes),
             (_sum(self.transfers[0], other.transfers[0]), _sum(self.transfers[1], other.transfers[1])),
@@ -78,8 +84,10 @@ class Counts:
             each(self.product),
             each(self.skew),
             each(self.awaited_skew),
+            each(self.largest),
             at(self.vector_between),
             at(self.vector_aside),
+            at(self.vector_finish),
             at(self.rescaling),
             each(self.tensor_bytes),
             (at(self.transfers[0]), at(self.transfers[1])),

@@ -31,6 +31,7 @@ class VectorTileCounts(TileKinds):
         zero = self.columns.batch * 0
         self.between: Any = zero
         self.aside: Any = zero
+        self.finish: Any = zero
         self.rescaling: Any = 0
         self.busy = self.skew = self.awaited_skew = zero
         self._add_vector()
@@ -42,6 +43,7 @@ class VectorTileCounts(TileKinds):
             awaited_skew={"softmax": self.awaited_skew} if on_array else {},
             vector_between=self.between,
             vector_aside=self.aside,
+            vector_finish=self.finish,
             rescaling=self.rescaling,
         )
 
@@ -216,7 +218,7 @@ class VectorTileCounts(TileKinds):
         if late or p.converts_output:
             tiles, extent = tiles_along(p.queries, self.columns.query * s.interleave)[query]
             acc, apart = p.accumulator_bytes, s.sums_in_attend
-            self._vector(
+            self.finish = self.finish + self._vector(
                 "cast" if not late else "divide_by_last" if apart else "divide",
                 count * tiles,
                 heads * extent,

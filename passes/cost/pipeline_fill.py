@@ -1,0 +1,52 @@
+"""The constant of the two-sided bound: how long one tile takes from its loads to its store, alone on the machine.
+
+    closed form <= simulated <= 1.01 x closed form + fills x fill_cycles(problem, accelerator, mapping)
+
+A pipeline begins with a tile that nothing overlaps and ends with one. What resources take of these, and what waits at
+the borders between tiles of different kinds, is a matter of a few such tiles however long the kernel is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.mapping import Mapping
+from flatc.passes.cost.key_geometry import key_geometry
+from flatc.passes.cost.mapping_columns import columns_of, structure_of
+from flatc.passes.cost.shared_counts import count_all
+from flatc.passes.kernels.problem import AttentionProblem
+
+
+def fill_cycles(problem: AttentionProblem, accelerator: Accelerator, mapping: Mapping) -> float:
+    """Cycles of one tile of a mapping: its loads, products with their skew, vector work and stores, one by one.
+
+    A tile is what the pipeline works on in a trip: a query tile with all its keys where whole rows stay on chip,
+    else a query tile with one key tile. K and V that stay on chip for a tile of heads are loaded whole.
+    """
+    t, p = mapping.tiles, problem
+    by_rows = mapping.softmax.algorithm == "rows" or p.block is not None
+    one = replace(
+        p,
+        batch=min(t.batch, p.batch),
+        kv_heads=min(t.kv_head, p.kv_heads),
+        group=min(t.group, p.group),
+        queries=min(t.query * mapping.interleave, p.queries),
+        keys=p.keys if by_rows else min(t.key, p.keys),
+        mask=None,
+    )
+    structure, columns = structure_of(mapping), columns_of(mapping)
+    counts = count_all(one, accelerator, structure, columns, key_geometry(one, columns.query, columns.key))
+    beyond = p.keys - one.keys
+    read = sum(size for name, size in counts.tensor_bytes.items() if name != "result")
+    if mapping.keep.k_level != "key":
+        read = read + beyond * one.batch * one.kv_heads * p.d_qk * p.k_bytes
+    if mapping.keep.v_level == "kv_head":
+        read = read + beyond * one.batch * one.kv_heads * p.d_v * p.v_bytes
+    transfers = read * float(accelerator.cycles_per_byte_read)
+    transfers = transfers + counts.tensor_bytes["result"] * float(accelerator.cycles_per_byte_written)
+    loads, stores = counts.transfers
+    transfers = transfers + (loads + stores) * (
+        accelerator.offchip.overhead_cycles + accelerator.offchip.latency_cycles
+    )
+    return float((transfers + counts.array + sum(counts.skew.values()) + counts.vector)[0])
