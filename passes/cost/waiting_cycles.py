@@ -27,9 +27,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-MOST_TRIPS = 3
-"""Longer cycles are left out: they would need steps on more than three resources to bind."""
-
 
 @dataclass(frozen=True)
 class Step:
@@ -76,11 +73,6 @@ class Cycle:
     lost: int
     reach: int
 
-    def implies(self, other: Cycle) -> bool:
-        """Whether its bound is not below that of another cycle, but for what is lost at the ends of the pipeline."""
-        mine = self.steps | {(name, False) for name, _ in self.steps}
-        return mine >= other.steps and self.gates <= other.gates and self.trips <= other.trips
-
 
 @lru_cache(maxsize=1 << 10)
 def cycles_of(graph: Graph) -> tuple[Cycle, ...]:
@@ -90,17 +82,29 @@ def cycles_of(graph: Graph) -> tuple[Cycle, ...]:
     in the array that last longer than it is busy.
     """
     steps = {step.name: step for step in graph.steps}
-    found: dict[tuple[object, ...], Cycle] = {}
+    found: dict[_Kind, list[Wait]] = {}
     for path in _elementary(graph.steps, [*graph.waits, *_orders(graph.steps)]):
-        if len({steps[wait.earlier].resource for wait in path}) > sum(wait.trips for wait in path):
-            cycle = _cycle(path, steps)
-            found[cycle.steps, cycle.trips, cycle.gates, cycle.lost] = cycle
-    every = sorted(found.values(), key=lambda one: (one.trips, -len(one.steps), sorted(one.steps), sorted(one.gates)))
-    kept: list[Cycle] = []
-    for cycle in every:
-        if not any(other.implies(cycle) for other in kept):
-            kept = [other for other in kept if not cycle.implies(other)] + [cycle]
-    return tuple(kept)
+        trips = sum(wait.trips for wait in path)
+        if len({steps[wait.earlier].resource for wait in path}) > trips:
+            timed = frozenset((wait.earlier, wait.awaited) for wait in path)
+            found[timed, trips, frozenset(wait.gate for wait in path if wait.gate)] = path
+    every = sorted(found, key=lambda one: (one[1], -len(one[0]), sorted(one[0]), sorted(one[2])))
+    kept: list[_Kind] = []
+    for kind in every:
+        if not any(_implies(other, kind) for other in kept):
+            kept = [other for other in kept if not _implies(kind, other)] + [kind]
+    return tuple(_cycle(kind, found[kind], steps) for kind in kept)
+
+
+_Kind = tuple[frozenset[tuple[str, bool]], int, frozenset[str]]
+"""Steps, trips and gates of a cycle."""
+
+
+def _implies(one: _Kind, other: _Kind) -> bool:
+    """Whether the bound of a cycle is not below that of another, but for what is lost at the ends of the pipeline."""
+    steps, trips, gates = one
+    less = steps | {(name, False) for name, _ in steps}
+    return less >= other[0] and gates <= other[2] and trips <= other[1]
 
 
 def _orders(steps: tuple[Step, ...]) -> Iterator[Wait]:
@@ -112,7 +116,8 @@ def _orders(steps: tuple[Step, ...]) -> Iterator[Wait]:
 
 
 def _elementary(steps: tuple[Step, ...], waits: list[Wait]) -> Iterator[list[Wait]]:
-    """Every cycle that meets no step twice, begun at its first step, and short enough."""
+    """Every cycle that meets no step twice, begun at its first step, around fewer trips than there are resources."""
+    most = len({step.resource for step in steps}) - 1
     place = {step.name: i for i, step in enumerate(steps)}
     leaving: dict[str, list[Wait]] = {step.name: [] for step in steps}
     for wait in waits:
@@ -125,7 +130,7 @@ def _elementary(steps: tuple[Step, ...], waits: list[Wait]) -> Iterator[list[Wai
                 yield list(path)
             return
         for wait in leaving[here]:
-            if trips + wait.trips > MOST_TRIPS or (wait.later in met and wait.later != start):
+            if trips + wait.trips > most or (wait.later in met and wait.later != start):
                 continue
             if place[wait.later] >= place[start]:
                 yield from follow([*path, wait], trips + wait.trips, met | {wait.later})
@@ -136,17 +141,11 @@ def _elementary(steps: tuple[Step, ...], waits: list[Wait]) -> Iterator[list[Wai
                 yield from follow([wait], wait.trips, {step.name, wait.later})
 
 
-def _cycle(path: list[Wait], steps: dict[str, Step]) -> Cycle:
-    trips = sum(wait.trips for wait in path)
+def _cycle(kind: _Kind, path: list[Wait], steps: dict[str, Step]) -> Cycle:
+    timed, trips, gates = kind
     lost = max(_lost(path, steps, trips).values(), default=0)
     stages = [steps[wait.earlier].stage for wait in path]
-    return Cycle(
-        frozenset((wait.earlier, wait.awaited) for wait in path),
-        trips,
-        frozenset(wait.gate for wait in path if wait.gate),
-        lost,
-        max(stages) - min(stages) + trips + 1 if lost else 0,
-    )
+    return Cycle(timed, trips, gates, lost, max(stages) - min(stages) + trips + 1 if lost else 0)
 
 
 def _lost(path: list[Wait], steps: dict[str, Step], trips: int) -> Counter[str]:
