@@ -119,3 +119,58 @@ def test_any_variant(drawn: Drawn, accelerator: str, strategy: str, seed: int):
 @drawn_cases
 def test_many_variants(drawn: Drawn, accelerator: str, strategy: str, seed: int):
     check(drawn, accelerator, strategy, seed)
+
+
+# --- Phases -----------------------------------------------------------------------------------------------------------
+
+STEPS = ((5, 0), (3, 5), (1, 8))
+"""New tokens and tokens in the cache: a prefill, a chunk behind it, and one token."""
+
+
+def phased(mask: str, options: str) -> str:
+    """A graph of nine tokens, whose phases take them together and in steps."""
+    phases = "\n".join(f"phase p{old} : S = {new}, P = {old}" for new, old in STEPS)
+    return f"""graph phased
+dim B = 2, H = 6, KV = 2, D = 8, E = 4
+phase whole : S = 9, P = 0
+{phases}
+input q : [B, H, S, D]
+input k : [B, KV, S, D]
+input v : [B, KV, S, E]
+cache ck : [B, KV, P, D]
+cache cv : [B, KV, P, E]
+weight sink : [H]
+weight table : [8, H]
+a = attention(q, append(ck, k), append(cv, v), mask = {mask}, {options})
+output a
+"""
+
+
+def check_phases(mask: str, options: str, strategy: str) -> None:
+    """Prefill, a chunk and decode give the rows of one long prefill."""
+    text = phased(mask, options)
+    whole = flatc.compile(text, "edge", strategy=strategy)
+    inputs = random_inputs(whole.schedule, 0)
+    (expected,) = run_schedule(whole.schedule, inputs, exact=True).outputs
+    for new, old in STEPS:
+        part = flatc.compile(text, "edge", strategy=strategy, phase=f"p{old}")
+        fed = {name: inputs[name][:, :, old : old + new] for name in "qkv"}
+        fed |= {f"c{name}": inputs[name][:, :, :old] for name in "kv"}
+        fed |= {name: inputs[name] for name in inputs if name in ("sink", "table")}
+        (found,) = run_schedule(part.schedule, fed, exact=True).outputs
+        np.testing.assert_allclose(found, expected[:, :, old : old + new], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("mask", "options", "strategy"),
+    [
+        ("causal & (window(2) | first(2))", "sink = sink", "online"),
+        pytest.param("causal & window(3)", "bias = alibi, softcap = 2", "auto", marks=pytest.mark.slow),
+        pytest.param(
+            "causal & chunk(4)", "bias = t5_relative(table, bidirectional = false)", "flat", marks=pytest.mark.slow
+        ),
+        pytest.param("causal & (chunk(3) | prefix(2))", "bias = alibi, scale = 1", "unfused", marks=pytest.mark.slow),
+    ],
+)
+def test_prefill_then_decode_equals_one_long_prefill(mask: str, options: str, strategy: str):
+    check_phases(mask, options, strategy)

@@ -134,7 +134,9 @@ def families(problem: AttentionProblem, strategy: str, accelerator: Accelerator 
                         continue
                     for pipelining in found:
                         yield Family(algorithm, divide, k_level, v_level, pipelining, placement)
-                        if pipelining == OVERLAPPED and strategy == "auto" and "kv_head" in (k_level, v_level):
+                        # Without a logit V is loaded a stage ahead of its use, and two tiles of it are there.
+                        one_head = pipelining == OVERLAPPED and strategy == "auto" and problem.has("logit")
+                        if one_head and "kv_head" in (k_level, v_level):
                             yield Family(algorithm, divide, k_level, v_level, ONE_HEAD, placement)
 
 

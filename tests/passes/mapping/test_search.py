@@ -15,7 +15,7 @@ from flatc.accelerators import load
 from flatc.builder import MaskExpr, causal, first, window
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.diagnostics import FlatcError
-from flatc.dialects.flat import FusedOp
+from flatc.dialects.flat import FusedOp, MappingAttr
 from flatc.dialects.mapping import ArrayUse, Mapping, Stationarity
 from flatc.passes.cost.closed_form import evaluate_mapping
 from flatc.passes.cost.mapping_columns import Structure, mapping_at
@@ -25,7 +25,7 @@ from flatc.passes.mapping.legal_mapping import check_mapping, product_tile
 from flatc.passes.mapping.map_space import columns, families, tiles
 from flatc.passes.mapping.search import OBJECTIVES, Objective, find_mapping, find_mappings
 from flatc.passes.simulation.simulator import peak_buffer_bytes
-from tests.support import UNFUSED, Shape, attention, fused, schedule
+from tests.support import UNFUSED, Shape, attention, fused, lower_mapped, schedule
 
 EDGE = load("edge")
 WHOLE = ("logit+mask+softmax+attend",)
@@ -192,6 +192,20 @@ def test_the_footprint_is_what_allocation_takes(shape: Shape, mask: MaskExpr | N
         for choice in (rival.make() for rival in rivals[:6]):
             (lowered,) = schedule(attention(shape, mask, "bf16", "f32"), choice.mapping, small).kernels()
             assert peak_buffer_bytes(lowered) == choice.ranking[-1] <= capacity
+
+
+def test_a_softmax_and_attend_on_given_scores_can_be_scheduled_however_it_is_mapped():
+    """As where scores are an output of the graph: every family of `auto` is accepted by the verifier."""
+    groups = ("logit", "mask+softmax+attend")
+    module = attention(Shape(batch=2, heads=6, kv_heads=2, queries=5, keys=9), causal(), "bf16", "f32")
+    _, kernel = fused(module.clone(), groups)
+    _, rivals = find_mappings(match_kernel(kernel).problem, EDGE, "auto").before((math.inf,), most=1)
+    for choice in (rival.make() for rival in rivals):
+        copy = module.clone()
+        logit, rest = fused(copy, groups)
+        logit.mapping = MappingAttr(find_mapping(match_kernel(logit).problem, EDGE, "unfused").mapping)
+        rest.mapping = MappingAttr(choice.mapping)
+        lower_mapped(copy, EDGE)
 
 
 # --- More is never worse ------------------------------------------------------------------------------
