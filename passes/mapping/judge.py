@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from flatc.dialects.kernel_mapping import KernelMapping
 from flatc.passes.mapping.ranking import Objective, Ranking, latency_of, with_latency
-from flatc.passes.mapping.search import Choice, Choices, Rival
+from flatc.passes.mapping.search import SLACK, Choice, Choices, Rival
 
 MOST_SIMULATED = 10
 """How many mappings of a kernel are simulated at most: about 0.15 s. `Choice.open` says what was left."""
@@ -23,12 +23,15 @@ MOST_SIMULATED = 10
 FEW_ENOUGH = 10
 """So many more are simulated where that shows that no other mapping is better."""
 
+CLOSE_ENOUGH = 1.001
+"""A mapping that cannot be faster than the best one simulated by this factor is not worth a simulation."""
+
 
 class Judge:
     """One kernel's candidates, and what the simulator made of some of them: `cycles` simulates a mapping.
 
-    The first by closed form begins. Then turns are taken: the rival of most promise, and the one with the least closed
-    form, times what the simulator made of the last one of its family.
+    Turns are taken: the mapping of most promise, and the one with the least closed form, times what the simulator made
+    of the last one of its family. The first one is looked for among those that are nearly the best by closed form.
     """
 
     def __init__(
@@ -41,43 +44,54 @@ class Judge:
         self.objective: Objective = objective
         self.factors: dict[int, float] = {}
         self.tried: dict[KernelMapping, Ranking] = {}
-        self.leader = self._simulated(choices[0])
+        self.leader = self._simulated(self._first())
 
     def best(self) -> Choice[KernelMapping]:
         """The best of what was simulated; `Choice.open` says how many could still be better."""
-        total, pool = self._before_the_leader()
-        while pool and len(self.tried) < MOST_SIMULATED:
+        _, pool = self._before_the_leader()
+        while (pool := self._worthwhile(pool)) and len(self.tried) < MOST_SIMULATED:
             self._simulate(self._next_of(pool))
-            pool = [one for one in pool if one.ranking < self.leader[0]]
         total, left = self._before_the_leader()
         if total <= FEW_ENOUGH:
-            for one in left:
-                self._simulate(one)
-            total, _ = self._before_the_leader()
-        first = self.choices[0]
+            while left := self._worthwhile(left):
+                self._simulate(left.pop())
+            total, left = self._before_the_leader()
+        first, (ranking, leader) = self.choices[0], self.leader
+        others = (one for one in sorted(left, key=_ranking) if one.make().mapping not in self.tried)
+        least = next((one.ranking[0] for one in others), ranking[0])
         return replace(
-            self.leader[1],
+            leader,
             covered=first.covered,
             legal=first.legal,
             dominated=first.dominated,
             priced=first.priced,
             simulated=len(self.tried),
-            open=total if self.choices.complete else None,
+            open=max(total, 0) if self.choices.complete else None,
+            gain=1 - least / ranking[0] if ranking[0] else 0.0,
         )
+
+    def _first(self) -> Choice[KernelMapping]:
+        """The most promising of those that are nearly the best by closed form."""
+        best = self.choices[0]
+        slower = with_latency(best.ranking, self.objective, latency_of(best.ranking, self.objective) * SLACK)
+        _, rivals = self.choices.before(slower, 1)
+        return min(rivals, key=_promise).make() if rivals else best
 
     def _next_of(self, pool: list[Rival[KernelMapping]]) -> Rival[KernelMapping]:
         """Takes the next one to be simulated out of the pool."""
-        promising = len(self.tried) % 2 == 1
-        found = min(pool, key=lambda one: (one.promise, one.ranking) if promising else (self._expected(one),))
+        found = min(pool, key=_promise) if len(self.tried) % 2 == 0 else min(pool, key=self._expected)
         pool.remove(found)
         return found
 
+    def _worthwhile(self, pool: list[Rival[KernelMapping]]) -> list[Rival[KernelMapping]]:
+        """Those that may be better than the leader by enough."""
+        return [one for one in pool if self._times(one, CLOSE_ENOUGH) < self.leader[0]]
+
     def _simulate(self, rival: Rival[KernelMapping]) -> None:
         """Simulates a mapping that may be better than the leader, unless it was simulated before."""
-        if rival.ranking < self.leader[0]:
-            choice = rival.make()
-            if choice.mapping not in self.tried:
-                self.leader = min(self.leader, self._simulated(choice), key=lambda one: one[0])
+        choice = rival.make()
+        if choice.mapping not in self.tried:
+            self.leader = min(self.leader, self._simulated(choice), key=lambda one: one[0])
 
     def _before_the_leader(self) -> tuple[int, list[Rival[KernelMapping]]]:
         """How many candidates may be better than the best one simulated, and the first of them."""
@@ -94,5 +108,16 @@ class Judge:
         return with_latency(choice.ranking, self.objective, cycles), choice
 
     def _expected(self, rival: Rival[KernelMapping]) -> Ranking:
-        cycles = latency_of(rival.ranking, self.objective) * self.factors.get(rival.kin, 1.0)
-        return with_latency(rival.ranking, self.objective, cycles)
+        return self._times(rival, self.factors.get(rival.kin, 1.0))
+
+    def _times(self, rival: Rival[KernelMapping], factor: float) -> Ranking:
+        """A rival's ranking if it takes so many times as long."""
+        return with_latency(rival.ranking, self.objective, latency_of(rival.ranking, self.objective) * factor)
+
+
+def _promise(rival: Rival[KernelMapping]) -> tuple[Ranking, Ranking]:
+    return rival.promise, rival.ranking
+
+
+def _ranking(rival: Rival[KernelMapping]) -> Ranking:
+    return rival.ranking

@@ -49,7 +49,8 @@ class Choice(Generic[M]):
     array. Of all uses of legal mappings, `dominated` are left out by that rule, and `priced` were priced by closed
     form; the others have bounds that rank behind. `simulated` mappings were simulated. `open` mappings rank before the
     chosen one by closed form and were not simulated: where there are none, the choice is the best of the space; None
-    where the search does not count them. `kin` numbers the family.
+    where the search does not count them. None of these is better by more than the fraction `gain` of the objective.
+    `kin` numbers the family.
     """
 
     mapping: M
@@ -61,6 +62,7 @@ class Choice(Generic[M]):
     priced: int = 0
     simulated: int = 0
     open: int | None = None
+    gain: float = 0.0
     kin: int = 0
 
 
