@@ -160,6 +160,25 @@ def test_scales_of_keys_and_values_in_i8_fold_into_queries_and_outputs(scales: l
     np.testing.assert_allclose(run.reference["a"], expected, rtol=1e-9, atol=1e-12)
 
 
+def test_a_scale_for_each_key_multiplies_scores_and_probabilities():
+    """In kernels of their own, between which scores go off chip."""
+    graph = Graph("by_key", dtype="bf16", softmax="f32")
+    q, ks, vs = graph.input("q", [1, 4, 3, 16]), graph.input("ks", [1, 1, 1, 9], "f32"), graph.input("vs", [1, 1, 1, 9])
+    k, v = (graph.input(name, [1, 2, 9, 16], "i8") for name in ("k8", "v8"))
+    scores = graph.adjust(graph.logit(q, k) * ks, mask=causal())
+    graph.output(graph.attend(graph.probabilities(scores) * vs, v), names=["a"])
+    result = flatc.compile(graph, "edge", strategy="online")
+    assert [k.name for k in result.report.kernels] == ["logit_0", "multiply", "softmax_1", "multiply_1", "attend_2"]
+    inputs = random_inputs(result.schedule, 0)
+    run = result.run(inputs)
+    assert run.passed
+    by_key = [np.moveaxis(inputs[name].astype(np.float64), 3, 2) for name in ("ks", "vs")]
+    expected = attention(
+        inputs["q"], inputs["k8"] * by_key[0], inputs["v8"] * by_key[1], keep=np.tri(3, 9, 6, dtype=bool)
+    )
+    np.testing.assert_allclose(run.reference["a"], expected, rtol=1e-9, atol=1e-12)
+
+
 def test_products_of_integers_accumulate_in_i32():
     """Exactly: a sum of 2048 products of 127 and -128 needs 25 bits."""
     graph = Graph("whole", dtype="bf16", softmax="f32")
