@@ -100,7 +100,8 @@ def test_at_64k_closed_form_and_simulator_count_the_same(mask: str):
     assert simulated.report.peak_buffer_bytes == priced.report.peak_buffer_bytes
 
 
-@MACHINES
+@pytest.mark.slow
+@pytest.mark.parametrize("accelerator", ["edge", "cloud"])
 def test_keys_and_values_are_the_bytes_of_decode_divided_by_the_group(accelerator: str):
     rows = scaling().groups(accelerator)
     assert [row.key_bytes for row in rows] == [2 * TOKENS * 128 * 2 * kv_heads for kv_heads in (32, 8, 1)]

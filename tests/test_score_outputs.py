@@ -28,7 +28,12 @@ STAGES = {"raw": "raw", "capped": "softcap", "masked": "mask", "p": "p"}
 
 @pytest.mark.parametrize(
     ("output", "accelerator", "strategy"),
-    [("raw", "edge", "auto"), ("capped", "cloud", "auto"), ("masked", "edge", "unfused"), ("p", "edge", "flat-r")],
+    [
+        ("p", "edge", "flat-r"),
+        pytest.param("raw", "edge", "auto", marks=pytest.mark.slow),
+        pytest.param("capped", "cloud", "auto", marks=pytest.mark.slow),
+        pytest.param("masked", "edge", "unfused", marks=pytest.mark.slow),
+    ],
 )
 def test_any_stage_is_an_output(output: str, accelerator: str, strategy: str):
     result = flatc.compile(f"{GRAPH}output a, {output}\n", accelerator, strategy=strategy)
@@ -45,6 +50,7 @@ def test_any_stage_is_an_output(output: str, accelerator: str, strategy: str):
     assert to_dict(again.report)["kernels"] == to_dict(result.report)["kernels"]
 
 
+@pytest.mark.slow
 def test_every_stage_at_once_is_a_kernel_each():
     result = flatc.compile(f"{GRAPH}output a, raw, capped, masked, p\n", "edge")
     assert [kernel.name for kernel in result.report.kernels] == ["logit", "mask", "mask_1", "softmax", "attend"]
@@ -66,6 +72,7 @@ def test_scores_that_leave_must_be_written_and_need_not_be_read_back():
     assert result.report.bounds.offchip_cycles == least * result.report.accelerator.cycles_per_byte_read
 
 
+@pytest.mark.slow
 def test_the_softmax_of_long_scores_streams_over_them():
     """A row of 2^20 scores fits no buffer of 512 KiB; the kernel behind the stored scores is online."""
     graph = GRAPH.replace("S = 7, T = 13", "S = 16, T = 1048576") + "output a, raw\n"
