@@ -139,8 +139,8 @@ def _every_row_sees_keys(problem: _Question) -> bool:
 
     live, _ = _bounds(problem)
     row = np.arange(problem.queries, dtype=np.int64)
-    at = {"start": row, "last": row}
-    return bool((live.upper.evaluate(at) - live.lower.evaluate(at) > 0).all())
+    lower, upper = _trips(live, {"start": row, "last": row}, np.ones(1, dtype=np.int64))
+    return bool((lower < upper).all())
 
 
 @lru_cache(maxsize=1 << 12)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from flatc.dialects.masks import Causal, Chunk, FirstN, Mask, Prefix, Window, allows
-from flatc.passes.cost.key_geometry import KeyGeometry, key_geometry
+from flatc.passes.cost.key_geometry import KeyGeometry, every_row_sees_keys, key_geometry
 from flatc.passes.kernels.problem import AttentionProblem
 
 WHOLE = ("logit", "mask", "softmax", "attend")
@@ -176,6 +176,15 @@ def test_kernels_that_hand_on_hidden_scores_visit_everything_and_still_mask(
     hidden = sum(visits.values()) - wholly_visible(queries, keys, mask, rows, tile)
     assert sum(pairs(found.edges).values()) == hidden
     assert found.constant_width == keys
+
+
+@pytest.mark.parametrize("sinks", [False, True])
+@given(data=st.data())
+def test_rows_that_see_no_key_are_noticed(data: st.DataObject, sinks: bool):
+    """Also where the mask is the same for every row, as a prefix."""
+    queries, keys, mask = data.draw(cases(sinks=sinks))
+    expected = bool(visibility(queries, keys, mask).any(axis=1).all())
+    assert every_row_sees_keys(problem(queries, keys, mask)) == expected
 
 
 def test_a_triangle_by_hand():
