@@ -2,12 +2,13 @@
 
     expected_cycles(case, form.busy_cycles, form.least_times)
 
-The closed form is the largest of several times, each of which no schedule can beat. Three things make a latency longer:
+The closed form is the largest of several times, each of which no schedule can beat. Four things make a latency longer:
 
 - With whole rows, the array makes all scores of a query tile and only then works on values. In the one phase it waits
   for K alone and in the other for V alone, so that a wait in one is not made up for in the other.
 - Where probabilities take the place of scores and there is no spare set of these, a logit waits until the attend before
   it has left the array: one skew for each attend, or for each query tile of whole rows.
+- Off-chip memory is done when the last tile is there; what is computed of it comes after.
 - Where several resources are busy nearly all the time, they wait for each other: here, the 16-norm of their times.
 """
 
@@ -18,6 +19,7 @@ from functools import reduce
 from typing import Any
 
 from flatc.passes.cost.least_times import Case
+from flatc.passes.cost.primitive_costs import ceil_divide
 
 _NORM = 16
 
@@ -29,11 +31,25 @@ def expected_cycles(case: Case, busy: dict[str, Any], times: Sequence[Any]) -> A
     """
     import numpy as np
 
-    resources = [reduce(np.maximum, [busy["array"], *_array(case)]), *(busy[name] for name in busy if name != "array")]
+    array, tail = reduce(np.maximum, [busy["array"], *_array(case)]), _tail(case)
+    channels = [busy[name] + tail for name in busy if name not in ("array", "vector")]
+    resources = [array, busy["vector"], *channels]
     longest = reduce(np.maximum, resources)
     longest = longest + (longest == 0)
     crowded = sum((time / longest) ** _NORM for time in resources) ** (1 / _NORM) * longest
     return reduce(np.maximum, [crowded, *times])
+
+
+def _tail(case: Case) -> Any:
+    """What the array has left to do when the last tile has been loaded: its share of the last product."""
+    p, s, c = case.problem, case.structure, case.columns
+    product, level = ("attend", s.v_level) if p.has("attend") else ("logit", s.k_level)
+    if not p.has(product):
+        return 0
+    loads = ceil_divide(p.batch, c.batch) * ceil_divide(p.kv_heads, c.kv_head)
+    if (s.k_level if level == "k" else level) == "key":
+        loads = loads * ceil_divide(p.group, c.group) * ceil_divide(p.queries, c.query) * ceil_divide(p.keys, c.key)
+    return case.counts.product[product] / loads
 
 
 def _array(case: Case) -> list[Any]:
