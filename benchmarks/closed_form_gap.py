@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 from flatc.accelerators import load
 from flatc.compiler import UNFUSED_GROUPS, apply, load_module
@@ -26,7 +25,6 @@ from flatc.dialects.flat import FusedOp
 from flatc.dialects.kernel_mapping import KernelMapping
 from flatc.dialects.mapping import Mapping
 from flatc.passes.cost.bounds import AnyProblem
-from flatc.passes.cost.mapping_columns import mapping_at
 from flatc.passes.cost.pipeline_fill import fill_cycles
 from flatc.passes.fuse_attention import WHOLE, FuseAttentionPass
 from flatc.passes.fuse_layers import FuseLayersPass
@@ -153,20 +151,16 @@ def _source(graph: Graph) -> str:
     return graph.source if "\n" in graph.source else str(EXAMPLES / graph.source)
 
 
-def sampled(problem: AttentionProblem, accelerator: Accelerator, strategy: str, samples: int) -> list[Any]:
+def sampled(problem: AttentionProblem, accelerator: Accelerator, strategy: str, samples: int) -> list[Mapping]:
     """Some mappings of a space, drawn evenly from all of its families and uses of the array, always the same ones."""
-    import numpy as np
-
     whole = problem.has("logit") and problem.has("softmax") and problem.has("attend")
     space = PricedSpace(problem, accelerator, strategy if whole else "unfused", "latency")
-    families = [candidates for candidates in space.families if candidates.size]
+    families = [candidates for candidates in space.families if len(candidates.pairs)]
     rng = random.Random(zlib.crc32(f"{problem} {accelerator.name} {strategy}".encode()))
-    found: list[Any] = []
+    found: list[Mapping] = []
     for i in range(samples):
         candidates = families[i % len(families)]
-        structure = rng.choice(candidates.structures)
-        column = candidates.columns.take(np.array([rng.randrange(candidates.size)]))
-        found.append(mapping_at(problem, structure, space.with_folds(column, structure), 0))
+        found.append(candidates.mapping(int(rng.choice(candidates.pairs))))
     return found
 
 

@@ -71,14 +71,16 @@ def pipeline_steps(shape: PipelineShape) -> Iterator[Step]:
     if "logit" in shape.has:
         yield Step("Q", "read", load)
         yield from (Step(f"K{part}", "read", keyed) for part in parts if shape.k_level == "key")
-        yield from (Step(f"L{part}", "array", logit) for part in parts)
+        yield from (Step(f"L{part}", "array", logit, in_waves=True) for part in parts)
     else:
         yield Step("P", "read", keyed)
     if "softmax" in shape.has:
         yield Step("X", "vector", softmax)
     if "attend" in shape.has:
         yield from (Step(f"V{part}", "read", valued) for part in parts if shape.v_level == "key")
-        yield from (Step(f"A{part}", "array", attend) for part in (("", "m", "n") if shape.rows else ("",)))
+        yield from (
+            Step(f"A{part}", "array", attend, in_waves=True) for part in (("", "m", "n") if shape.rows else ("",))
+        )
     if shape.finishes:
         yield Step("D", "vector", store)
     yield Step("S", write, store)

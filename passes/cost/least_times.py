@@ -5,7 +5,9 @@ The latency is at least
 - each resource's busy time, plus the shortest time until it can start and from its end to the last result;
 - each cycle of waiting, divided by how many instances may be under way in it. A set of scores is made, turned into
   probabilities and used before its slot is free again, and the array's program order lets `attend` fall behind
-  `logit` by its stages only; a tile of Q, K, V or of the output likewise is loaded, used and released.
+  `logit` by its stages only; a tile of Q, K, V or of the output likewise is loaded, used and released. These are below;
+- each cycle through the steps of a whole trip, which wait for each other for these reasons and because a resource takes
+  them in the order of the text (`pipeline_times`): a load, say, for the store before it on the same channel.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ from flatc.passes.cost.pipeline_times import Case, pipeline_times
 
 def least_times(case: Case, busy: dict[str, Any]) -> list[Any]:
     """Times below which no latency lies."""
-    first_load, last_store = _ends(case)
+    to_array, to_vector, last_store = _ends(case)
     offchip = [time for name, time in busy.items() if name not in ("array", "vector")]
-    ends = first_load + last_store
-    return [*offchip, busy["array"] + ends, busy["vector"] + ends, *_waiting_cycles(case), *pipeline_times(case)]
+    ends = [busy["array"] + to_array + last_store, busy["vector"] + to_vector + last_store]
+    return [*offchip, *ends, *_waiting_cycles(case), *pipeline_times(case)]
 
 
 def _waiting_cycles(case: Case) -> list[Any]:
@@ -61,22 +63,44 @@ _NEVER = 1 << 40
 """Stands for slots that never bind: the tensor is loaded too seldom to count."""
 
 
-def _ends(case: Case) -> tuple[Any, Any]:
-    """Cycles of the loads before the first operation, and of the store after the last: at the least."""
+def _ends(case: Case) -> tuple[Any, Any, Any]:
+    """Cycles at the least: of the loads before the first array operation, before the first vector operation, and of the
+    store after the last one of either."""
+    accelerator = case.accelerator
+    loaded = _first_load_bytes(case) * float(accelerator.cycles_per_byte_read)
+    # A sink waits for nothing: it is the vector unit's first operation.
+    to_vector = 0 if case.problem.sink is not None else loaded
+    return loaded, to_vector, _last_store_bytes(case) * float(accelerator.cycles_per_byte_written)
+
+
+def _first_load_bytes(case: Case) -> Any:
+    """Bytes that are loaded before anything can be computed; a mask may leave the first tiles without work."""
     import numpy as np
 
-    p, c, s, accelerator = case.problem, case.columns, case.structure, case.accelerator
+    p, c, s = case.problem, case.columns, case.structure
+    if p.mask is not None:
+        return 0
     heads = c.batch * c.kv_head
-    loaded: Any = 0
-    if p.has("logit") and p.mask is None:
+    if p.has("logit"):
         keys = c.key if s.k_level == "key" else p.keys
         rows = c.query if s.algorithm != "online" else np.minimum(c.query * s.interleave, p.queries)
-        loaded = heads * (s.d_qk or p.d_qk) * (c.group * rows * p.q_bytes + keys * p.k_bytes)
-    # The last tile of each dimension may be ragged.
+        return heads * (s.d_qk or p.d_qk) * (c.group * rows * p.q_bytes + keys * p.k_bytes)
+    scores = c.group * c.query * (p.keys if s.algorithm == "rows" else c.key) * p.score_bytes
+    if p.has("softmax"):
+        return heads * scores
+    return heads * (scores + (c.key if s.v_level == "key" else p.keys) * p.d_v * p.v_bytes)
+
+
+def _last_store_bytes(case: Case) -> Any:
+    """Bytes of the last tile of results; the last tile of each dimension may be ragged."""
+    p, c, s = case.problem, case.columns, case.structure
     rows = _last(p.batch, c.batch) * _last(p.kv_heads, c.kv_head) * _last(p.group, c.group)
     rows = rows * _last(p.queries, c.query * (s.interleave if s.algorithm == "online" else 1))
-    stored = rows * p.d_v * p.output_bytes if p.has("attend") else 0
-    return loaded * float(accelerator.cycles_per_byte_read), stored * float(accelerator.cycles_per_byte_written)
+    if p.has("attend"):
+        return rows * p.d_v * p.output_bytes
+    if p.mask is not None or s.is_product_rows(p):
+        return 0
+    return rows * (p.keys if s.algorithm == "rows" else _last(p.keys, c.key)) * p.probability_bytes
 
 
 def _last(size: int, tile: Any) -> Any:

@@ -30,11 +30,12 @@ from functools import lru_cache
 
 @dataclass(frozen=True)
 class Step:
-    """An operation of a pipeline, in the order of the text."""
+    """An operation, in the order of the text; `in_waves`, if its results come after its resource is free."""
 
     name: str
     resource: str
     stage: int
+    in_waves: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,15 @@ class Cycle:
 def cycles_of(graph: Graph) -> tuple[Cycle, ...]:
     """The cycles of a graph that may bind, but those that others imply.
 
-    A cycle around d trips through no more than d resources does not: the busiest of these takes no less, but for waves
-    in the array that last longer than it is busy.
+    A cycle around d trips through no more than d resources does not, as the busiest of these takes no less; but where
+    it awaits waves in the array, which last longer than the array is busy, d resources may do.
     """
     steps = {step.name: step for step in graph.steps}
     found: dict[_Kind, list[Wait]] = {}
     for path in _elementary(graph.steps, [*graph.waits, *_orders(graph.steps)]):
         trips = sum(wait.trips for wait in path)
-        if len({steps[wait.earlier].resource for wait in path}) > trips:
+        awaits_waves = any(wait.awaited and steps[wait.earlier].in_waves for wait in path)
+        if 1 < len({steps[wait.earlier].resource for wait in path}) >= trips + (not awaits_waves):
             timed = frozenset((wait.earlier, wait.awaited) for wait in path)
             found[timed, trips, frozenset(wait.gate for wait in path if wait.gate)] = path
     every = sorted(found, key=lambda one: (one[1], -len(one[0]), sorted(one[0]), sorted(one[2])))
@@ -116,8 +118,8 @@ def _orders(steps: tuple[Step, ...]) -> Iterator[Wait]:
 
 
 def _elementary(steps: tuple[Step, ...], waits: list[Wait]) -> Iterator[list[Wait]]:
-    """Every cycle that meets no step twice, begun at its first step, around fewer trips than there are resources."""
-    most = len({step.resource for step in steps}) - 1
+    """Every cycle that meets no step twice, begun at its first step, around no more trips than there are resources."""
+    most = len({step.resource for step in steps})
     place = {step.name: i for i, step in enumerate(steps)}
     leaving: dict[str, list[Wait]] = {step.name: [] for step in steps}
     for wait in waits:
