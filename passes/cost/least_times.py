@@ -46,8 +46,8 @@ def _waiting_cycles(case: Case) -> list[Any]:
         found.append((tensors["v"] * read + attend + skew) / v_slots)
         if s.chains_attends:
             found.append(attend + counts.rescaling)
-        if s.interleave == 1:
-            # Interleaved tiles share a slot: one may be stored while another is in work.
+        if s.interleave == 1 and not p.converts_output:
+            # Interleaved tiles share a slot: one may be stored while another is in work. So may a converted output.
             found.append((tensors["result"] * write + attend) / c.output_slots)
     if s.held:
         # The array takes the next logit after the attend of its stages, which waits for the vector unit in between.

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from flatc.accelerators import load
+from flatc.dialects.mapping import ArrayUse, Keep, Mapping, Softmax, Stages, Tiles
 from flatc.passes.cost.closed_form import evaluate_mapping
+from flatc.passes.kernels.problem import match_kernel
+from flatc.passes.lower_to_spatial import lower_kernel_alone
 from flatc.passes.mapping.search import NothingFits
 from flatc.passes.simulation.simulator import simulate_kernel
-from tests.support import any_case, only
+from tests.support import UNFUSED, Shape, any_case, attention, fused, only
 
 
 def _tool() -> ModuleType:
@@ -66,3 +71,25 @@ def test_no_mapping_of_a_space_is_simulated_below_its_closed_form(graph: str, ma
         return
     for gap in found:
         assert gap.closed_cycles <= gap.simulated_cycles * (1 + 1e-12), (gap.kernel, gap.mapping.to_text())
+
+
+def test_an_output_that_is_converted_is_stored_while_the_next_is_summed_up():
+    """The store waits for one slot of the result, the next attend for the slot of the sums, which is free by then."""
+    cloud = load("cloud")
+    array = replace(cloud.array, rows=16, columns=16, skew="none")
+    offchip = replace(cloud.offchip, channels="separate")
+    separate = replace(cloud, array=array, offchip=offchip)
+    sizes = Shape(batch=2, heads=12, kv_heads=3, queries=7, keys=3, d_v=24)
+    *_, attend = fused(attention(sizes, None, "bf16", "f32"), UNFUSED)
+    problem = match_kernel(attend).problem
+    assert problem.converts_output
+    mapping = Mapping(
+        Tiles(2, 3, 4, 2, 3, problem.d_qk, 24),
+        Keep(1, 1, 1, 1, 1),
+        ArrayUse("output"),
+        ArrayUse("output", fold_rows=2),
+        Softmax("none"),
+        Stages(0, 0, 0, 0, 0),
+    )
+    closed = only(evaluate_mapping(problem, separate, mapping).latency_cycles)
+    assert closed <= simulate_kernel(lower_kernel_alone(attend, mapping), separate).latency_cycles * (1 + 1e-12)
