@@ -136,9 +136,9 @@ class ArrayUses:
             return np.ones(self.tiles.size, dtype=bool)
         ours = getattr(structure, f"{name}_stationarity")
         stationarities = self._stationarities(name)
-        structures = [replace(structure, **{f"{name}_stationarity": one}) for one in stationarities]
-        key = name, relevant(name, structures[0])
+        key = name, relevant(name, replace(structure, **{f"{name}_stationarity": ""}))
         if key not in self._kept:
+            structures = [replace(structure, **{f"{name}_stationarity": one}) for one in stationarities]
             parts = [self.shared.part(name, one) for one in structures]
             measures = [_measures(self.accelerator, part, self.tiles.size) for part in parts]
             self._kept[key] = dict(zip(stationarities, _undominated(measures), strict=True))
