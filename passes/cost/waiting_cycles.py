@@ -156,10 +156,11 @@ def _lost(path: list[Wait], steps: dict[str, Step], trips: int) -> Counter[str]:
     low, high = min(stages), max(stages)
     rounds = (high - low) // trips + 3
     lost: Counter[str] = Counter()
-    for begins in (True, False):
-        for phase in range(trips):
-            met = _around(path, steps, phase - rounds * trips, 2 * rounds)
-            there = [(trip >= stage) == begins for _, trip, stage, _ in met]
+    for phase in range(trips):
+        met = _around(path, steps, phase - rounds * trips, 2 * rounds)
+        has_begun = [trip >= stage for _, trip, stage, _ in met]
+        for begins in (True, False):
+            there = has_begun if begins else [not begun for begun in has_begun]
             breaks = _breaks(met, there)
             if not breaks:
                 continue
@@ -176,11 +177,11 @@ _Met = tuple[str, int, int, bool]
 def _around(path: list[Wait], steps: dict[str, Step], trip: int, rounds: int) -> list[_Met]:
     """(step, trip, its stage, whether the next waits in order) of a path that goes around so often."""
     met: list[_Met] = []
+    around = [(wait.earlier, wait.trips, steps[wait.earlier].stage, not wait.awaited) for wait in path]
     for _ in range(rounds):
-        for wait in path:
-            in_order = not wait.awaited
-            met.append((wait.earlier, trip, steps[wait.earlier].stage, in_order))
-            trip += wait.trips
+        for name, trips, stage, in_order in around:
+            met.append((name, trip, stage, in_order))
+            trip += trips
     return met
 
 

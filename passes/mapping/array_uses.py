@@ -69,16 +69,9 @@ class ArrayUses:
 
     def structures(self, family: Family) -> list[Structure]:
         """A family with every stationarity of each product."""
-        f, place = family, family.placement
         uses = product(*(self._stationarities(name) for name in ("logit", "attend")))
         uses = [("output", "input")] if family.held else list(uses)
-        whole = Structure(
-            *(f.algorithm, f.divide, f.k_level, f.v_level, "", ""),
-            maximum=place.maximum,
-            exponential=place.exponential,
-            total=place.total,
-            add=place.add,
-        )
+        whole = structure_of_family(family)
         return [replace(whole, logit_stationarity=logit, attend_stationarity=attend) for logit, attend in uses]
 
     def _stationarities(self, name: str) -> tuple[str, ...]:
@@ -173,6 +166,18 @@ class ArrayUses:
 
 
 # --- Helpers ------------------------------------------------------------------------------------------------
+
+
+def structure_of_family(family: Family) -> Structure:
+    """The structure of a family's mappings, without the stationarities."""
+    place = family.placement
+    return Structure(
+        *(family.algorithm, family.divide, family.k_level, family.v_level, "", ""),
+        maximum=place.maximum,
+        exponential=place.exponential,
+        total=place.total,
+        add=place.add,
+    )
 
 
 def _stacked(parts: Sequence[Counts], size: int) -> Counts:

@@ -16,7 +16,7 @@ slots and stages beats; if it comes behind the one to be beaten, its mappings ar
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +25,12 @@ from flatc.dialects.mapping import Mapping
 from flatc.passes.cost.buffer_room import peak_buffer_bytes, register_bytes_per_pe
 from flatc.passes.cost.closed_form import ClosedForm, evaluate
 from flatc.passes.cost.expected_time import expected_cycles
+from flatc.passes.cost.key_geometry import KeyGeometry, key_geometry
 from flatc.passes.cost.least_times import Case
 from flatc.passes.cost.mapping_columns import Columns, mapping_at
 from flatc.passes.cost.primitive_costs import ceil_divide
 from flatc.passes.kernels.problem import AttentionProblem
-from flatc.passes.mapping.array_uses import ArrayUses, Uses
+from flatc.passes.mapping.array_uses import ArrayUses, Uses, structure_of_family
 from flatc.passes.mapping.map_space import Family, columns, families, tiles
 from flatc.passes.mapping.ranking import Objective, Ranking, first_row, objectives, rank_before, row
 
@@ -62,48 +63,75 @@ class Priced:
 class PricedSpace:
     """The map space of one strategy, with what its families share: tiles, and the counts of tiles.
 
-    `priced` counts closed forms that were evaluated.
+    `tiles` are those that fit the machine in some family, as only they are counted; each family has `size` mappings
+    with those that fit in none. `priced` counts closed forms that were evaluated.
     """
 
     def __init__(self, problem: AttentionProblem, accelerator: Accelerator, strategy: str, objective: Objective):
+        import numpy as np
+
         self.problem, self.accelerator = problem, accelerator
         self.strategy = strategy
         self.objective: Objective = objective
-        self.tiles = tiles(problem, accelerator, strategy)
+        every = tiles(problem, accelerator, strategy)
+        self.size = every.size
+        geometry = key_geometry(problem, every.query, every.key)
+        rooms = [
+            _Room.of(problem, accelerator, family, columns(every, family), geometry)
+            for family in families(problem, strategy, accelerator)
+        ]
+        somewhere = np.flatnonzero(np.logical_or.reduce([room.fits for room in rooms]))
+        # A space without any tiles would have no geometry: where nothing fits, one that does not will do.
+        kept = somewhere if somewhere.size else np.array([0])
+        self.tiles = every.take(kept)
         self.priced = 0
         self.visited = _tiles_visited(problem, self.tiles)
         self.array = ArrayUses(problem, accelerator, self.tiles, objective)
-
-    @property
-    def size(self) -> int:
-        """How many mappings each family has."""
-        return self.tiles.size
-
-    def of(self, family: Family) -> Candidates:
-        """The mappings of a family that fit the machine."""
-        return Candidates(self, family)
-
-    @cached_property
-    def families(self) -> list[Candidates]:
+        self.families = [Candidates(self, room.take(kept)) for room in rooms]
         """The mappings of every family that fit the machine."""
-        return [self.of(family) for family in families(self.problem, self.strategy, self.accelerator)]
+
+
+@dataclass(frozen=True)
+class _Room:
+    """What the tiles of a family take on chip, and which of them fit; `least_bytes` is the least that any takes."""
+
+    family: Family
+    columns: Columns
+    peak: Ints
+    fits: Any
+    least_bytes: int
+
+    @classmethod
+    def of(
+        cls,
+        problem: AttentionProblem,
+        accelerator: Accelerator,
+        family: Family,
+        columns: Columns,
+        geometry: KeyGeometry,
+    ) -> _Room:
+        """The room that tiles take."""
+        structure = structure_of_family(family)
+        peak = peak_buffer_bytes(problem, structure, columns, geometry)
+        fits = peak <= accelerator.buffer.capacity_bytes
+        if family.held and (room := accelerator.registers.bytes_per_pe):
+            fits &= register_bytes_per_pe(problem, structure, columns, accelerator.array) <= room
+        return cls(family, columns, peak, fits, int(peak.min()))
+
+    def take(self, indices: Ints) -> _Room:
+        """The room of some of the tiles."""
+        return replace(self, columns=self.columns.take(indices), peak=self.peak[indices], fits=self.fits[indices])
 
 
 class Candidates:
     """The mappings of one family that fit the machine: some tiles, with each use of the array that is not dominated."""
 
-    def __init__(self, space: PricedSpace, family: Family):
+    def __init__(self, space: PricedSpace, room: _Room):
         import numpy as np
 
-        self.space, self.family = space, family
-        self.structures = space.array.structures(family)
-        self.columns = columns(space.tiles, family)
-        self.peak = peak_buffer_bytes(space.problem, self.structures[0], self.columns, space.array.shared.geometry)
-        self.least_bytes = int(self.peak.min())
-        self.fits = self.peak <= space.accelerator.buffer.capacity_bytes
-        room, array = space.accelerator.registers.bytes_per_pe, space.accelerator.array
-        if family.held and room:
-            self.fits &= register_bytes_per_pe(space.problem, self.structures[0], self.columns, array) <= room
+        self.space, self.family = space, room.family
+        self.structures = space.array.structures(room.family)
+        self.columns, self.peak, self.fits, self.least_bytes = room.columns, room.peak, room.fits, room.least_bytes
         self.size = int(np.count_nonzero(self.fits))
         """How many tiles fit."""
         self._known: tuple[Ranking, Ranked] | None = None
