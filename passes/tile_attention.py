@@ -15,7 +15,7 @@ one mapping or of one per kernel (see `mapping_text`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from typing_extensions import override
@@ -31,10 +31,10 @@ from flatc.passes.cost.bounds import AnyProblem
 from flatc.passes.kinds.kind import KernelKind
 from flatc.passes.kinds.registry import kind_of
 from flatc.passes.lower_to_spatial import lower_kernel_alone
-from flatc.passes.mapping.judge import Judge
+from flatc.passes.mapping.judge import MOST_SIMULATED, Judge
 from flatc.passes.mapping.mapping_text import parse_mappings
 from flatc.passes.mapping.ranking import Objective, Ranking
-from flatc.passes.mapping.search import Choice, Choices, check_strategy
+from flatc.passes.mapping.search import Choice, Choices, NothingFits, check_strategy
 from flatc.passes.simulation.simulator import try_simulate
 
 
@@ -108,6 +108,16 @@ MOST_EFFORT = 40_000
 """What simulating one mapping may take, in events walked, before it is judged on a shorter problem: about 0.2 s."""
 
 
+LOOSE = 0.01
+"""Where something may still be faster by more than this share, the strategies that auto includes are judged as well."""
+
+SMALLER_SPACES = ("flat", "online")
+"""Strategies whose mappings are all among those of auto."""
+
+MOST_OF_SMALLER = 3
+"""How many mappings of each of these are simulated."""
+
+
 class KernelSearch:
     """The search of all kernels of a module, each problem once."""
 
@@ -137,10 +147,41 @@ class KernelSearch:
         found = self._judged.get((kind.name, problem))
         if found is None:
             choices = self._found(kernel)
-            judge = Judge(choices, self.objective, lambda one: self._judged_cycles(kernel, kind, problem, one))
-            choice = judge.best()
-            found = self._judged[kind.name, problem] = judge.leader[0], choice
+            found = self._judge(kernel, choices)
+            if self.strategy == "auto" and choices.complete and found[1].gain > LOOSE:
+                found = self._with_smaller_spaces(kernel, found)
+            self._judged[kind.name, problem] = found
         return found
+
+    def _judge(
+        self, kernel: FusedOp, choices: Choices[KernelMapping], most: int = MOST_SIMULATED
+    ) -> tuple[Ranking, Choice[KernelMapping]]:
+        """The best of some choices, with its ranking as the simulator sees it."""
+        kind = kind_of(kernel)
+        problem: AnyProblem = kind.match(kernel).problem
+        judge = Judge(choices, self.objective, lambda one: self._judged_cycles(kernel, kind, problem, one), most)
+        choice = judge.best()
+        return judge.leader[0], choice
+
+    def _with_smaller_spaces(
+        self, kernel: FusedOp, found: tuple[Ranking, Choice[KernelMapping]]
+    ) -> tuple[Ranking, Choice[KernelMapping]]:
+        """The best of what was found in auto's space and what is found in smaller ones that are part of it."""
+        kind = kind_of(kernel)
+        problem: AnyProblem = kind.match(kernel).problem
+        best, own = found
+        for strategy in SMALLER_SPACES:
+            try:
+                choices = kind.find(problem, self.accelerator, strategy, self.objective, kernel.kernel.data)
+            except NothingFits:
+                continue
+            ranking, choice = self._judge(kernel, cast("Choices[KernelMapping]", choices), MOST_OF_SMALLER)
+            own = replace(own, simulated=own.simulated + choice.simulated)
+            if ranking < best:
+                least = best[0] * (1 - own.gain)
+                gain = max(0.0, 1 - least / ranking[0]) if ranking[0] else 0.0
+                best, own = ranking, replace(own, mapping=choice.mapping, ranking=choice.ranking, gain=gain)
+        return best, own
 
     def _found(self, kernel: FusedOp) -> Choices[KernelMapping]:
         kind = kind_of(kernel)

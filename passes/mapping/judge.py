@@ -32,6 +32,7 @@ class Judge:
 
     Turns are taken: the mapping of most promise, and the one with the least closed form, times what the simulator made
     of the last one of its family. The first one is looked for among those that are nearly the best by closed form.
+    No more than `most` are simulated, but for the few that may prove it the best.
     """
 
     def __init__(
@@ -39,8 +40,9 @@ class Judge:
         choices: Choices[KernelMapping],
         objective: Objective,
         cycles: Callable[[KernelMapping], float],
+        most: int = MOST_SIMULATED,
     ):
-        self.choices, self.cycles = choices, cycles
+        self.choices, self.cycles, self.most = choices, cycles, most
         self.objective: Objective = objective
         self.factors: dict[int, float] = {}
         self.tried: dict[KernelMapping, Ranking] = {}
@@ -49,10 +51,10 @@ class Judge:
     def best(self) -> Choice[KernelMapping]:
         """The best of what was simulated; `Choice.open` says how many could still be better."""
         _, pool = self._before_the_leader()
-        while (pool := self._worthwhile(pool)) and len(self.tried) < MOST_SIMULATED:
+        while (pool := self._worthwhile(pool)) and len(self.tried) < self.most:
             self._simulate(self._next_of(pool))
         total, left = self._before_the_leader()
-        if total <= FEW_ENOUGH:
+        if total <= FEW_ENOUGH <= self.most:
             while left := self._worthwhile(left):
                 self._simulate(left.pop())
             total, left = self._before_the_leader()
