@@ -103,7 +103,7 @@ def check(case: Case, accelerator: str, strategy: str) -> None:
     assert small.passed, f"{case} on {accelerator}, {strategy}: off by {small.max_abs_error}"
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", ["unfused", "flat-r", "auto"])
 def test_what_a_strategy_chooses_for_bert(strategy: str):
     check(CASES[0], "edge", strategy)
 
