@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from xdsl.ir import Block, SSAValue
 
@@ -25,6 +25,7 @@ from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.diagnostics import FlatcError, position_of
 from flatc.dialects.flat import MappingAttr
 from flatc.dialects.spatial import ForOp, KernelOp, TimedOp
+from flatc.passes.cost.arrays import Ints
 from flatc.passes.cost.bounds import is_written, mapping_bounds
 from flatc.passes.cost.primitive_costs import Work
 from flatc.passes.kernels.same_kernel import likeness
@@ -32,14 +33,6 @@ from flatc.passes.kernels.schedule_problem import Part
 from flatc.passes.kinds.registry import kernel_part, kind_with
 from flatc.passes.simulation.simulator import KernelSimulation, peak_buffer_bytes, simulate_kernel, try_simulate
 from flatc.passes.simulation.stalls import KernelTime, try_kernel_time
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Ints = NDArray[np.int64]
-else:
-    Ints = Any
 
 MOST_EFFORT = 250_000
 """A simulation that takes as long as walking so many operations gives up, unless it is asked for: about a second.

@@ -10,19 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
 
 from flatc.dialects.masks import Mask
+from flatc.passes.cost.arrays import Ints
 from flatc.passes.kernels.live_keys import LiveKeys, live_keys
 from flatc.passes.kernels.problem import AttentionProblem
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Ints = NDArray[np.int64]
-else:
-    Ints = Any
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,11 @@ Mappings of one structure are priced together (`closed_form`). A single mapping 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flatc.dialects.mapping import ArrayUse, Keep, Mapping, Softmax, Stages, Tiles
+from flatc.passes.cost.arrays import Ints
 from flatc.passes.kernels.problem import AttentionProblem
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Ints = NDArray[np.int64]
-else:
-    Ints = Any
 
 
 @dataclass(frozen=True)

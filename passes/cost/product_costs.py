@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.mapping import ArrayUse
 from flatc.dialects.product_mapping import ProductKeep, ProductMapping, ProductStages, ProductTiles
+from flatc.passes.cost.arrays import Ints
 from flatc.passes.cost.closed_form import ClosedForm
 from flatc.passes.cost.primitive_costs import (
     ArrayCycles,
@@ -33,14 +34,6 @@ from flatc.passes.cost.primitive_costs import (
     vector_work,
 )
 from flatc.passes.kernels.product_problem import ProductProblem
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Ints = NDArray[np.int64]
-else:
-    Ints = Any
 
 
 @dataclass(frozen=True)

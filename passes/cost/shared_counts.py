@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import reduce
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from flatc.dialects.accelerator import Accelerator
+from flatc.passes.cost.arrays import Ints
 from flatc.passes.cost.key_geometry import KeyGeometry, key_geometry
 from flatc.passes.cost.mapping_columns import Columns, Structure
 from flatc.passes.cost.product_tile_counts import ProductTileCounts
@@ -19,14 +20,6 @@ from flatc.passes.cost.tile_counts import Counts
 from flatc.passes.cost.transfer_counts import TransferCounts
 from flatc.passes.cost.vector_tile_counts import VectorTileCounts
 from flatc.passes.kernels.problem import AttentionProblem
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Ints = NDArray[np.int64]
-else:
-    Ints = Any
 
 Part = Literal["logit", "attend", "vector", "transfers"]
 PARTS: tuple[Part, ...] = ("logit", "attend", "vector", "transfers")

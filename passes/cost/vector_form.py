@@ -21,10 +21,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.vector_mapping import VectorMapping
+from flatc.passes.cost.arrays import Ints
 from flatc.passes.cost.closed_form import ClosedForm
 from flatc.passes.cost.primitive_costs import (
     Work,
@@ -34,14 +35,6 @@ from flatc.passes.cost.primitive_costs import (
     vector_energy_pj,
 )
 from flatc.passes.kernels.vector_problem import Operand, Step, VectorProblem
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Ints = NDArray[np.int64]
-else:
-    Ints = Any
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import reduce
 from itertools import product
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 from flatc.dialects.accelerator import Accelerator
+from flatc.passes.cost.arrays import Ints
 from flatc.passes.cost.closed_form import busy_cycles, total_work
 from flatc.passes.cost.mapping_columns import Columns, Structure
 from flatc.passes.cost.primitive_costs import MatmulTile, Work, energy_pj, largest_folds
@@ -31,14 +32,6 @@ from flatc.passes.cost.tile_counts import Counts
 from flatc.passes.kernels.problem import AttentionProblem
 from flatc.passes.mapping.map_space import Family
 from flatc.passes.mapping.ranking import Objective, objectives
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Ints = NDArray[np.int64]
-else:
-    Ints = Any
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.mapping import Mapping
+from flatc.passes.cost.arrays import Ints
 from flatc.passes.cost.buffer_room import peak_buffer_bytes, register_bytes_per_pe
 from flatc.passes.cost.closed_form import ClosedForm, evaluate
 from flatc.passes.cost.expected_time import expected_cycles
@@ -33,14 +34,6 @@ from flatc.passes.kernels.problem import AttentionProblem
 from flatc.passes.mapping.array_uses import ArrayUses, Uses, structure_of_family
 from flatc.passes.mapping.map_space import Family, columns, families, tiles
 from flatc.passes.mapping.ranking import Objective, Ranking, first_row, objectives, rank_before, row
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Ints = NDArray[np.int64]
-else:
-    Ints = Any
 
 
 @dataclass(frozen=True)

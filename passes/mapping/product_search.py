@@ -20,10 +20,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
-from typing import TYPE_CHECKING, Any
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.product_mapping import ProductMapping
+from flatc.passes.cost.arrays import Ints
 from flatc.passes.cost.primitive_costs import MatmulTile, ceil_divide, largest_folds
 from flatc.passes.cost.product_costs import (
     ProductColumns,
@@ -40,14 +40,6 @@ from flatc.passes.mapping.map_space import tile_sizes
 from flatc.passes.mapping.product_legality import check_vector_unit
 from flatc.passes.mapping.ranking import Objective, first_row, objectives
 from flatc.passes.mapping.search import Choice, NothingFits
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Ints = NDArray[np.int64]
-else:
-    Ints = Any
 
 MOST_SIMULATED = 2
 """How many of the best by closed form are handed on to be simulated, beside two that are best by estimate."""

@@ -10,24 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.vector_mapping import VectorMapping, VectorStages
+from flatc.passes.cost.arrays import Ints
 from flatc.passes.cost.closed_form import ClosedForm
 from flatc.passes.cost.vector_form import ChainColumns, ChainForm
 from flatc.passes.kernels.vector_problem import VectorProblem
 from flatc.passes.mapping.map_space import tile_sizes
 from flatc.passes.mapping.search import OBJECTIVES, Choice, Objective
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Ints = NDArray[np.int64]
-else:
-    Ints = Any
 
 
 def check_chain(problem: VectorProblem, mapping: VectorMapping, accelerator: Accelerator, kernel: str) -> None:

@@ -13,17 +13,9 @@ which a new stretch begins.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
 
 from flatc.dialects.quasi_affine import Expr, Extremum, Quotient, Var
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Ints = NDArray[np.int64]
-else:
-    Ints = Any
+from flatc.passes.cost.arrays import Ints
 
 Direction = int | None
 """1 if it never falls, -1 if it never rises, 0 if it does not change, None if that is not known."""

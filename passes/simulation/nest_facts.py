@@ -13,21 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from xdsl.ir import Block, Operation, SSAValue
 
 from flatc.dialects.pipeline import Chain, chain_of, root_loops
 from flatc.dialects.quasi_affine import Expr, var
 from flatc.dialects.spatial import BufferOp, ForOp, KernelOp, TimedOp, timed_ops
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Ints = NDArray[np.int64]
-else:
-    Ints = Any
+from flatc.passes.cost.arrays import Ints
 
 Columns = dict[str, Ints]
 """The values of loop indices, by name, in many places at once."""

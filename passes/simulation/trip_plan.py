@@ -16,22 +16,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flatc.dialects.pipeline import Entry
 from flatc.dialects.spatial import ForOp, TimedOp
+from flatc.passes.cost.arrays import Ints
 from flatc.passes.cost.cost_model import CostModel
 from flatc.passes.simulation.change_points import conditions, direction, sign_changes, value_changes
 from flatc.passes.simulation.nest_facts import ChainFacts, Columns, IndexedExprs, NestFacts
 from flatc.passes.simulation.time_registers import is_immediate
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Ints = NDArray[np.int64]
-else:
-    Ints = Any
 
 
 @dataclass(frozen=True)

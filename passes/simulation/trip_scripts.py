@@ -16,25 +16,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from xdsl.ir import SSAValue
 
 from flatc.dialects.spatial import BufferOp, ForOp, KernelOp, TimedOp
+from flatc.passes.cost.arrays import Ints
 from flatc.passes.cost.cost_model import CostModel
 from flatc.passes.simulation.max_plus import NEVER, Matrix, Powers, identity, multiply
 from flatc.passes.simulation.nest_facts import ChainFacts, NestFacts
 from flatc.passes.simulation.step_programs import Event, NestedRun, Part, Piece, Program, Surroundings, View, Window
 from flatc.passes.simulation.time_registers import Registers
 from flatc.passes.simulation.trip_plan import GROUP, Busy, Idle, Kind, Series, TripPlan
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Ints = NDArray[np.int64]
-else:
-    Ints = Any
 
 
 class Stretch:
