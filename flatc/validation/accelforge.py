@@ -19,7 +19,7 @@ the array takes meet as many keys as fit. Where K and V of a head do not fit, Ac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from xdsl.dialects.builtin import ModuleOp
@@ -38,7 +38,7 @@ from flatc.validation.experiment import (
     run,
     sizes_of,
 )
-from flatc.validation.model import Row, Table
+from flatc.validation.model import Quantity, Table
 from flatc.validation.records import Record
 
 FILE = "accelforge_bert.csv"
@@ -213,25 +213,28 @@ def _latency(point: Point) -> tuple[str, ...]:
     return (*replaced, OWN_TRANSFERS) if point.fused and moved > busy else replaced
 
 
-@dataclass(frozen=True)
-class _Quantity:
-    """What is compared: its column, flatc's figure, and why rows miss."""
-
-    name: str
-    title: str
-    unit: str
-    column: str
-    tolerance: float
-    figure: Callable[[Result], float]
-    reasons: Callable[[Point], tuple[str, ...]]
-
-
-QUANTITIES = (
-    _Quantity(
-        "traffic", "off-chip traffic", "B", "offchip_bytes", TRAFFIC_TOLERANCE, lambda r: r.offchip_bytes, _replaced
+QUANTITIES: tuple[Quantity[Point, Result], ...] = (
+    Quantity(
+        "accelforge-traffic",
+        "AccelForge: off-chip traffic",
+        "B",
+        "offchip_bytes",
+        TRAFFIC_TOLERANCE,
+        lambda r: r.offchip_bytes,
+        _replaced,
     ),
-    _Quantity("energy", "energy", "J", "energy_j", ENERGY_TOLERANCE, lambda r: r.energy_j, _energy),
-    _Quantity("latency", "latency", "s", "latency_s", LATENCY_TOLERANCE, lambda r: r.latency_s, _latency),
+    Quantity(
+        "accelforge-energy", "AccelForge: energy", "J", "energy_j", ENERGY_TOLERANCE, lambda r: r.energy_j, _energy
+    ),
+    Quantity(
+        "accelforge-latency",
+        "AccelForge: latency",
+        "s",
+        "latency_s",
+        LATENCY_TOLERANCE,
+        lambda r: r.latency_s,
+        _latency,
+    ),
 )
 
 
@@ -240,11 +243,5 @@ def tables(records: Sequence[Record]) -> list[Table]:
     points = [point(record) for record in records]
     figures = {q.column: [record.number(q.column) for record in records] for q in QUANTITIES}
     results = [schedule(point) for point in points]
-    made: list[Table] = []
-    for q in QUANTITIES:
-        rows = tuple(
-            Row(point.label, figure, q.figure(result), q.reasons(point))
-            for point, figure, result in zip(points, figures[q.column], results, strict=True)
-        )
-        made.append(Table(f"accelforge-{q.name}", f"AccelForge: {q.title}", q.unit, q.tolerance, FILE, rows))
-    return made
+    labels = [point.label for point in points]
+    return [q.table(FILE, labels, figures[q.column], points, results) for q in QUANTITIES]

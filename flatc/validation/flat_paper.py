@@ -13,13 +13,13 @@ code calls latency.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.mapping import Mapping
 from flatc.validation.experiment import Result, Sizes, attention, machine, mappings, products, run, sizes_of
-from flatc.validation.model import Row, Table
+from flatc.validation.model import Quantity, Table
 from flatc.validation.records import Record
 
 TENSORS = ("Q", "K", "V", "QK", "A", "AV")
@@ -107,16 +107,6 @@ def schedule(mapping: Recorded) -> Result:
 # --- Tables ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Quantity:
-    name: str
-    title: str
-    unit: str
-    column: str
-    figure: Callable[[Result], float]
-    reasons: Callable[[Recorded], tuple[str, ...]]
-
-
 def streamed(mapping: Recorded) -> tuple[str, ...]:
     """The reason of a tensor that is read for every pass of the array, where an iteration takes several."""
     side = machine(f"flat_{mapping.platform}").array.columns
@@ -130,29 +120,40 @@ def _in_sequence(mapping: Recorded) -> tuple[str, ...]:
     return () if mapping.keeps_scores else (IN_SEQUENCE,)
 
 
-QUANTITIES = (
-    _Quantity("flat-ideal", "ideal latency", "s", "ideal_latency_s", lambda r: r.ideal_s, lambda m: ()),
-    _Quantity(
+QUANTITIES: tuple[Quantity[Recorded, Result], ...] = (
+    Quantity(
+        "flat-ideal",
+        "FLAT's own code: ideal latency",
+        "s",
+        "flatcode_ideal_latency_s",
+        TOLERANCE,
+        lambda r: r.ideal_s,
+        lambda m: (),
+    ),
+    Quantity(
         "flat-traffic",
-        "off-chip traffic",
+        "FLAT's own code: off-chip traffic",
         "B",
-        "dram_bytes",
+        "flatcode_dram_bytes",
+        TOLERANCE,
         lambda r: r.offchip_bytes,
         lambda m: streamed(m) + m.partial,
     ),
-    _Quantity(
+    Quantity(
         "flat-latency",
-        "latency of flatc's schedule",
+        "FLAT's own code: latency of flatc's schedule",
         "s",
-        "latency_s",
+        "flatcode_latency_s",
+        TOLERANCE,
         lambda r: r.latency_s,
         lambda m: m.partial + _in_sequence(m),
     ),
-    _Quantity(
+    Quantity(
         "flat-overlapped",
-        "latency if everything overlaps: flatc's busiest resource",
+        "FLAT's own code: latency if everything overlaps: flatc's busiest resource",
         "s",
-        "latency_s",
+        "flatcode_latency_s",
+        TOLERANCE,
         lambda r: r.overlapped_s,
         lambda m: m.partial,
     ),
@@ -163,16 +164,9 @@ def tables(records: Sequence[Record]) -> list[Table]:
     """The tables of FLAT's own figures."""
     labels = [label(record) for record in records]
     found = [recorded(record) for record in records]
-    figures = {q.column: [record.number(f"flatcode_{q.column}") for record in records] for q in QUANTITIES}
+    figures = {q.column: [record.number(q.column) for record in records] for q in QUANTITIES}
     results = [schedule(mapping) for mapping in found]
-    made: list[Table] = []
-    for q in QUANTITIES:
-        rows = tuple(
-            Row(name, figure, q.figure(result), q.reasons(mapping))
-            for name, figure, result, mapping in zip(labels, figures[q.column], results, found, strict=True)
-        )
-        made.append(Table(q.name, f"FLAT's own code: {q.title}", q.unit, TOLERANCE, "fusemax_flat.csv", rows))
-    return made
+    return [q.table("fusemax_flat.csv", labels, figures[q.column], found, results) for q in QUANTITIES]
 
 
 def label(record: Record) -> str:

@@ -10,8 +10,14 @@ any figure is known: a row without reasons is held to the tolerance, whatever co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic
+
+from typing_extensions import TypeVar
+
+P = TypeVar("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -95,3 +101,29 @@ class Table:
             mean_error=sum(error for error, _ in errors) / len(errors),
             worst=max(errors, key=lambda found: found[0])[1],
         )
+
+
+@dataclass(frozen=True)
+class Quantity(Generic[P, R]):
+    """What one table compares: the recorded column, flatc's figure of a result, and why the row of a point misses.
+
+    `name`, `title`, `unit` and `tolerance` are those of the table.
+    """
+
+    name: str
+    title: str
+    unit: str
+    column: str
+    tolerance: float
+    figure: Callable[[R], float]
+    reasons: Callable[[P], tuple[str, ...]]
+
+    def table(
+        self, file: str, labels: Sequence[str], recorded: Sequence[float], points: Sequence[P], results: Sequence[R]
+    ) -> Table:
+        """The table of some points: labels, recorded figures, points and results belong together."""
+        rows = tuple(
+            Row(label, figure, self.figure(result), self.reasons(point))
+            for label, figure, point, result in zip(labels, recorded, points, results, strict=True)
+        )
+        return Table(self.name, self.title, self.unit, self.tolerance, file, rows)
