@@ -32,6 +32,7 @@ def stop_workers():
 
 
 def main():
+    """Maps the point that standard input describes, and prints what it costs and how long it took."""
     point = json.load(sys.stdin)
     import accelforge
     from accelforge._version import __version__
