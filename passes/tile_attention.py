@@ -6,8 +6,9 @@
 
 The pass sees a kernel as a problem (sizes, mask, storage) and the module's accelerator; the search is that of the
 kernel's kind (`kinds`), knows no IR and ranks by closed form. The best of each family, and then whatever else may be
-better, are scheduled and simulated, and the simulator decides. Kernels with equal problems are searched once. A given
-mapping is taken as it is, if it can be scheduled at all.
+better, are scheduled and simulated, and the simulator decides. Where much is left open in auto's space, the spaces of
+strategies that are part of it are searched as well. Kernels with equal problems are searched once. A given mapping is
+taken as it is, if it can be scheduled at all.
 
 Options: `strategy` (see `search.STRATEGIES`), `objective` (see `search.OBJECTIVES`), and `mapping`, the text of
 one mapping or of one per kernel (see `mapping_text`).
@@ -104,6 +105,11 @@ def _attach_given(kernel: FusedOp, mapping: KernelMapping, accelerator: Accelera
     kernel.mapping, kernel.strategy = MappingAttr(mapping), StringAttr("given")
 
 
+def _problem_of(kernel: FusedOp) -> tuple[KernelKind[Any, Any], AnyProblem]:
+    kind = kind_of(kernel)
+    return kind, kind.match(kernel).problem
+
+
 MOST_EFFORT = 40_000
 """What simulating one mapping may take, in events walked, before it is judged on a shorter problem: about 0.2 s."""
 
@@ -142,8 +148,7 @@ class KernelSearch:
         return self._best(kernel)[0]
 
     def _best(self, kernel: FusedOp) -> tuple[Ranking, Choice[KernelMapping]]:
-        kind = kind_of(kernel)
-        problem: AnyProblem = kind.match(kernel).problem
+        kind, problem = _problem_of(kernel)
         found = self._judged.get((kind.name, problem))
         if found is None:
             choices = self._found(kernel)
@@ -157,8 +162,7 @@ class KernelSearch:
         self, kernel: FusedOp, choices: Choices[KernelMapping], most: int = MOST_SIMULATED
     ) -> tuple[Ranking, Choice[KernelMapping]]:
         """The best of some choices, with its ranking as the simulator sees it."""
-        kind = kind_of(kernel)
-        problem: AnyProblem = kind.match(kernel).problem
+        kind, problem = _problem_of(kernel)
         judge = Judge(choices, self.objective, lambda one: self._judged_cycles(kernel, kind, problem, one), most)
         choice = judge.best()
         return judge.leader[0], choice
@@ -167,8 +171,7 @@ class KernelSearch:
         self, kernel: FusedOp, found: tuple[Ranking, Choice[KernelMapping]]
     ) -> tuple[Ranking, Choice[KernelMapping]]:
         """The best of what was found in auto's space and what is found in smaller ones that are part of it."""
-        kind = kind_of(kernel)
-        problem: AnyProblem = kind.match(kernel).problem
+        kind, problem = _problem_of(kernel)
         best, own = found
         for strategy in SMALLER_SPACES:
             try:
@@ -184,8 +187,7 @@ class KernelSearch:
         return best, own
 
     def _found(self, kernel: FusedOp) -> Choices[KernelMapping]:
-        kind = kind_of(kernel)
-        problem: AnyProblem = kind.match(kernel).problem
+        kind, problem = _problem_of(kernel)
         choices = self._choices.get((kind.name, problem))
         if choices is None:
             found = kind.find(problem, self.accelerator, self.strategy, self.objective, kernel.kernel.data)
