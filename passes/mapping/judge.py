@@ -32,7 +32,8 @@ class Judge:
 
     Turns are taken: the mapping of most promise, and the one with the least closed form, times what the simulator made
     of the last one of its family. The first one is looked for among those that are nearly the best by closed form.
-    No more than `most` are simulated, but for the few that may prove it the best.
+    No more than `most` are simulated; but where that is a number not below `FEW_ENOUGH`, so are all that are left if
+    they are as few, which proves that the leader is the best.
     """
 
     def __init__(
