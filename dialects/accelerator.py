@@ -23,7 +23,7 @@ Passes ask `accelerator_of(module)` and read fields; they never load files. User
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, is_dataclass
+from dataclasses import is_dataclass
 from fractions import Fraction
 from typing import Annotated, Any, Literal, cast
 
@@ -34,6 +34,7 @@ from xdsl.parser import AttrParser
 from xdsl.printer import Printer
 
 from flatc.dialects.diagnostics import FlatcError, did_you_mean, position_of
+from flatc.dialects.frozen import frozen
 from flatc.dialects.records import (
     Quantity,
     check_fields,
@@ -59,7 +60,7 @@ _Energy = Annotated[float, Quantity("pJ")]
 _EnergyPerByte = Annotated[float, Quantity("pJ/B")]
 
 
-@dataclass(frozen=True)
+@frozen
 class OffchipMemory:
     """The memory outside the chip. On a shared channel reads and writes take turns at one bandwidth."""
 
@@ -82,7 +83,7 @@ class OffchipMemory:
             )
 
 
-@dataclass(frozen=True)
+@frozen
 class Buffer:
     """The on-chip memory that the schedule manages."""
 
@@ -97,7 +98,7 @@ class Buffer:
         check_fields(self)
 
 
-@dataclass(frozen=True)
+@frozen
 class Registers:
     """The storage inside a processing element (PE)."""
 
@@ -109,7 +110,7 @@ class Registers:
         check_fields(self)
 
 
-@dataclass(frozen=True)
+@frozen
 class Array:
     """The 2D array of processing elements, each doing one operation at a time."""
 
@@ -160,7 +161,7 @@ class Array:
         return dict(self.pe_cycles).get(operation)
 
 
-@dataclass(frozen=True)
+@frozen
 class VectorPrices:
     """Lane-cycles for each element: 0 is free. `exp` is of scale * (x - m), fused; `reduce` sums."""
 
@@ -177,7 +178,7 @@ class VectorPrices:
         check_fields(self)
 
 
-@dataclass(frozen=True)
+@frozen
 class VectorEnergies:
     """Picojoules for each element; the PEs of an array pay the same for these operations."""
 
@@ -194,7 +195,7 @@ class VectorEnergies:
         check_fields(self)
 
 
-@dataclass(frozen=True)
+@frozen
 class VectorUnit:
     """The 1D unit for everything that is no matrix product. A machine without one has no lanes."""
 
@@ -215,7 +216,7 @@ NO_VECTOR_UNIT = VectorUnit(0, VectorPrices(*[0] * 8), VectorEnergies(*[0.0] * 8
 """What a machine that only multiplies matrices has."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Words:
     """Sizes of values where a graph is silent about its types."""
 
@@ -226,7 +227,7 @@ class Words:
         check_fields(self)
 
 
-@dataclass(frozen=True)
+@frozen
 class Accelerator:
     """One machine. `sources` says where the numbers are from: (field path, text), see `source_of`."""
 

@@ -9,14 +9,13 @@ A slot is one copy of the tile: with two, the next rows arrive while these are s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from flatc.dialects.frozen import frozen
 from flatc.dialects.mapping import MappingTokens, parse_named_integers
 
 TILED = ("batch", "head", "row")
 
 
-@dataclass(frozen=True)
+@frozen
 class AppendMapping:
     """One point of the map space. See the module docstring for the text form."""
 

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from xdsl.dialects.builtin import FileLineColLoc, IntAttr, StringAttr
 from xdsl.ir import Operation
 
+from flatc.dialects.frozen import frozen
 
-@dataclass(frozen=True)
+
+@frozen
 class Position:
     """A place in a source text: 1-based line and column, and how many characters are meant."""
 

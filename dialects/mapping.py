@@ -25,8 +25,10 @@ M-Gran tiles nothing, B-Gran tiles batch to 1, H-Gran also the heads, R-Gran als
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, Literal, Protocol, cast, get_args
+
+from flatc.dialects.frozen import frozen
 
 DIMS = ("batch", "kv_head", "group", "query", "key", "d_qk", "d_v")
 
@@ -54,7 +56,7 @@ class MappingTokens(Protocol):
     def raise_error(self, msg: str, at_position: int, end_position: int) -> Any: ...
 
 
-@dataclass(frozen=True)
+@frozen
 class Tiles:
     """How many of each dimension are on chip at a time. `batch`, `kv_head` and `group` count heads."""
 
@@ -67,7 +69,7 @@ class Tiles:
     d_v: int
 
 
-@dataclass(frozen=True)
+@frozen
 class Keep:
     """Slots of each tensor's buffer, and across which loop K and V stay on chip.
 
@@ -87,7 +89,7 @@ class Keep:
     v_level: ValueLevel = "key"
 
 
-@dataclass(frozen=True)
+@frozen
 class ArrayUse:
     """How a matrix product uses the 2D array.
 
@@ -102,7 +104,7 @@ class ArrayUse:
     add: Unit = "array"
 
 
-@dataclass(frozen=True)
+@frozen
 class Softmax:
     """Which softmax algorithm runs and where it divides.
 
@@ -145,7 +147,7 @@ class Softmax:
         return (("max", self.maximum), ("exp", self.exponential), ("sum", self.total))
 
 
-@dataclass(frozen=True)
+@frozen
 class Stages:
     """Pipeline stage of each kind of work: in trip i of its loop, stage s works on instance i - s.
 
@@ -159,7 +161,7 @@ class Stages:
     store: int
 
 
-@dataclass(frozen=True)
+@frozen
 class Mapping:
     """One point of the map space of one fused kernel. See the module docstring for the text form.
 

@@ -24,7 +24,7 @@ The text form spells the operators `and` and `or`, because `&` is no token of ML
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, overload
 
 from typing_extensions import override
@@ -33,6 +33,7 @@ from xdsl.parser import AttrParser, Parser
 from xdsl.utils.exceptions import ParseError
 
 from flatc.dialects.diagnostics import FlatcError, did_you_mean
+from flatc.dialects.frozen import frozen
 from flatc.dialects.quasi_affine import Expr, maximum, minimum, var
 
 if TYPE_CHECKING:
@@ -54,14 +55,14 @@ class Mask:
         return to_text(self)
 
 
-@dataclass(frozen=True)
+@frozen
 class Causal(Mask):
     """A row sees its own key and everything before it."""
 
     offset: int
 
 
-@dataclass(frozen=True)
+@frozen
 class Window(Mask):
     """A row sees `left` keys that end at its own, and `right` keys after it."""
 
@@ -73,7 +74,7 @@ class Window(Mask):
         _require(self.left + self.right > 0, f"{self} shows no key to any row", "make left at least 1")
 
 
-@dataclass(frozen=True)
+@frozen
 class Prefix(Mask):
     """Every row sees the first `length` keys: the prompt of a prefix language model."""
 
@@ -83,7 +84,7 @@ class Prefix(Mask):
         _require(self.length > 0, f"{self} shows no key to any row", "make the length at least 1")
 
 
-@dataclass(frozen=True)
+@frozen
 class FirstN(Mask):
     """Every row sees the first `count` keys, the tokens that serve as attention sinks."""
 
@@ -93,7 +94,7 @@ class FirstN(Mask):
         _require(self.count > 0, f"{self} shows no key to any row", "make the count at least 1")
 
 
-@dataclass(frozen=True)
+@frozen
 class Chunk(Mask):
     """A row sees the keys of its own block; blocks hold `size` consecutive positions."""
 
@@ -104,7 +105,7 @@ class Chunk(Mask):
         _require(self.size > 0, f"{self} has no keys in a block", "make the size at least 1")
 
 
-@dataclass(frozen=True)
+@frozen
 class And(Mask):
     """Keys that every part allows."""
 
@@ -114,7 +115,7 @@ class And(Mask):
         assert len(self.parts) >= 2
 
 
-@dataclass(frozen=True)
+@frozen
 class Or(Mask):
     """Keys that at least one part allows."""
 
@@ -260,7 +261,7 @@ def _parse_leaf(parser: AttrParser) -> Mask:
     return LEAVES[word](*values)
 
 
-@dataclass(frozen=True)
+@frozen
 class KeyInterval:
     """Keys `lo <= k < hi` as expressions of the query row "q"; empty where hi <= lo.
 
@@ -322,7 +323,7 @@ def shows_all(mask: Mask, queries: int, keys: int) -> bool:
     return any(part.lo.evaluate(last) <= 0 and part.hi.evaluate(first) >= keys for part in intervals(mask))
 
 
-@dataclass(frozen=True)
+@frozen
 class _Edge:
     """`size * ((slope * q + offset) // size) + constant`, where the slope is 0 or 1."""
 
@@ -345,7 +346,7 @@ class _Edge:
         return inner // self.size * self.size + self.constant
 
 
-@dataclass(frozen=True)
+@frozen
 class _Extreme:
     """The largest or the smallest of its parts; the largest of none is minus infinity."""
 
@@ -357,7 +358,7 @@ _Bound = _Edge | _Extreme
 _NOTHING = _Extreme((), largest=True)
 
 
-@dataclass(frozen=True)
+@frozen
 class _Span:
     """Keys from `lo` up to, not including, `hi`."""
 

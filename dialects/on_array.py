@@ -8,15 +8,16 @@ Both say `batch RANK`, how many leading dimensions are independent tiles, and ho
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import cast
 
 from xdsl.dialects.builtin import IntAttr
 from xdsl.ir import Attribute, Operation
 from xdsl.parser import Parser
 
+from flatc.dialects.frozen import frozen
 
-@dataclass(frozen=True)
+
+@frozen
 class OnArray:
     """How a vector operation uses the PEs of the array: on `batch_rank` leading dimensions of independent tiles, of
     which `fold` lie side by side, keys down the rows of PEs and query rows along their columns."""

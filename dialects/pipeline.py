@@ -19,18 +19,18 @@ entries issue in text order. The verifier (`schedule_rules`) and the readers (`p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from xdsl.ir import Operation
 from xdsl.utils.exceptions import VerifyException
 
+from flatc.dialects.frozen import frozen
 from flatc.dialects.spatial import BufferOp, ForOp, StartOp, TimedOp, YieldOp
 
 Section = Literal["before", "body", "after"]
 
 
-@dataclass(frozen=True)
+@frozen
 class Entry:
     """One operation of a chain: a timed operation, or a loop that runs as a whole."""
 
@@ -46,7 +46,7 @@ class Entry:
         return (self.stage, self.text)
 
 
-@dataclass(frozen=True)
+@frozen
 class Chain:
     """A loop and the stream loops that continue it inward, outermost first, with their entries."""
 

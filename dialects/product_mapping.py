@@ -15,9 +15,10 @@ they are done. Slots (`x2`) are copies of a tile, so that the next can arrive wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Literal, cast, get_args
 
+from flatc.dialects.frozen import frozen
 from flatc.dialects.mapping import (
     ArrayUse,
     MappingTokens,
@@ -33,7 +34,7 @@ XLevel = Literal["k", "m"]
 WLevel = Literal["k", "n"]
 
 
-@dataclass(frozen=True)
+@frozen
 class ProductTiles:
     """Rows, columns and terms of the sum that are worked on at a time."""
 
@@ -42,7 +43,7 @@ class ProductTiles:
     k: int
 
 
-@dataclass(frozen=True)
+@frozen
 class ProductKeep:
     """Slots of each tensor's buffer, and across which loop x and w stay on chip.
 
@@ -60,7 +61,7 @@ class ProductKeep:
     w_level: WLevel = "k"
 
 
-@dataclass(frozen=True)
+@frozen
 class ProductStages:
     """Pipeline stage of each kind of work; `multiply` covers the bias or conversion after it."""
 
@@ -69,7 +70,7 @@ class ProductStages:
     store: int
 
 
-@dataclass(frozen=True)
+@frozen
 class ProductMapping:
     """One point of the map space of a product. See the module docstring for the text form."""
 

@@ -20,11 +20,12 @@ Evaluation takes Python integers or NumPy arrays; both give the same numbers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Protocol
 
 from typing_extensions import override
+
+from flatc.dialects.frozen import frozen
 
 Range = tuple[int, int]
 """The smallest and the largest value (inclusive) that something takes."""
@@ -41,14 +42,14 @@ class Token(Protocol):
     def raise_error(self, msg: str) -> Any: ...
 
 
-@dataclass(frozen=True)
+@frozen
 class Var:
     """An index, by name."""
 
     name: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Quotient:
     """`numerator` divided by the positive constant `divisor`, rounded down or up."""
 
@@ -57,7 +58,7 @@ class Quotient:
     up: bool
 
 
-@dataclass(frozen=True)
+@frozen
 class Extremum:
     """The least (or largest) of several expressions."""
 
@@ -68,7 +69,7 @@ class Extremum:
 Atom = Var | Quotient | Extremum
 
 
-@dataclass(frozen=True)
+@frozen
 class Expr:
     """`sum(coefficient * atom) + constant`. Build it with `const`, `var` and the operators."""
 

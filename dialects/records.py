@@ -8,7 +8,7 @@ annotations of their fields, so that a field is declared once:
   minimum or outside its choices is a `FlatcError` that names the field and what is expected.
 - `print_record` and `parse_record`: a text form that reads back as an equal record.
 
-    @dataclass(frozen=True)
+    @frozen
     class Registers:
         bytes_per_pe: Annotated[int, Quantity("B")]
         energy_pj_per_byte: Annotated[float, Quantity("pJ/B")]
@@ -20,7 +20,7 @@ tuples of pairs `{a = 1, b = 7}`, a missing value `none`.
 from __future__ import annotations
 
 import math
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -28,10 +28,11 @@ from xdsl.parser import AttrParser
 from xdsl.printer import Printer
 
 from flatc.dialects.diagnostics import FlatcError, did_you_mean
+from flatc.dialects.frozen import frozen
 from flatc.dialects.parsing import float_text
 
 
-@dataclass(frozen=True)
+@frozen
 class Quantity:
     """What a number counts (its base unit) and the least value that makes sense."""
 

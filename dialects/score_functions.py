@@ -14,7 +14,7 @@ are, and has to be told. Operands are stored as the tensor is, and repeated alon
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
@@ -23,6 +23,7 @@ from xdsl.irdl import irdl_attr_definition
 from xdsl.parser import AttrParser
 from xdsl.printer import Printer
 
+from flatc.dialects.frozen import frozen
 from flatc.dialects.parsing import float_text
 from flatc.dialects.vector_kinds import VectorKind
 
@@ -31,14 +32,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-@dataclass(frozen=True)
+@frozen
 class Softcap:
     """Scores become `cap * tanh(scores / cap)`."""
 
     cap: float
 
 
-@dataclass(frozen=True)
+@frozen
 class Alibi:
     """The slope of a query head among `heads` follows from its number: kv head * `group` + place in the group."""
 
@@ -47,7 +48,7 @@ class Alibi:
     offset: int
 
 
-@dataclass(frozen=True)
+@frozen
 class T5Relative:
     """Which bucket of a table the distance `key - (query + offset)` falls into."""
 

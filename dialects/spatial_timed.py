@@ -43,6 +43,7 @@ from xdsl.printer import Printer
 from xdsl.utils.exceptions import VerifyException
 
 from flatc.dialects.attn import MaskAttr
+from flatc.dialects.frozen import frozen
 from flatc.dialects.on_array import OnArray, array_properties, on_array_of, parse_fold, parse_on_array
 from flatc.dialects.parsing import float_text, parse_known_operand
 from flatc.dialects.quasi_affine import Expr
@@ -60,7 +61,7 @@ from flatc.dialects.spatial_types import (
 from flatc.dialects.vector_kinds import VALUE_KINDS, VectorKind
 
 
-@dataclass(frozen=True)
+@frozen
 class Access:
     """One buffer that an operation touches: from `offsets` (per dimension; empty means the origin)."""
 

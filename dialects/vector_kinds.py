@@ -11,10 +11,10 @@ dim; the rows of norms and rope are all other dims. `passes/cost/primitive_costs
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from flatc.dialects.frozen import frozen
 
 
-@dataclass(frozen=True)
+@frozen
 class VectorKind:
     """What one kind of vector operation reads and writes. `?` marks operands that may be absent.
 

@@ -10,15 +10,16 @@ same for all trips. `keep` counts slots of what is loaded in a loop and of what 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
+from flatc.dialects.frozen import frozen
 from flatc.dialects.mapping import LARGEST, MappingTokens
 
 MOST_SLOTS = 4096
 """No buffer has more slots than this."""
 
 
-@dataclass(frozen=True)
+@frozen
 class VectorStages:
     """Pipeline stage of each kind of work: in trip i of its loop, stage s works on instance i - s."""
 
@@ -27,7 +28,7 @@ class VectorStages:
     store: int
 
 
-@dataclass(frozen=True)
+@frozen
 class VectorMapping:
     """One point of the map space of a chain; the module docstring has the text form."""
 

@@ -50,6 +50,7 @@ from flatc.dialects import attn_shapes as shapes
 from flatc.dialects.attn import Activation, AddOp, AppendOp, AttnOp, LinearOp, NormKind
 from flatc.dialects.attn_shapes import Shape
 from flatc.dialects.diagnostics import FlatcError, Position, did_you_mean
+from flatc.dialects.frozen import frozen
 from flatc.dialects.masks import Mask
 
 DTYPES: dict[str, Attribute] = {
@@ -139,7 +140,7 @@ class Tensor:
         return self.graph.linear(self, other)
 
 
-@dataclass(frozen=True)
+@frozen
 class MaskExpr:
     """A mask before its offsets are known: a symbolic part, and run-time parts that must hold as well."""
 
@@ -226,7 +227,7 @@ def same(doc: Tensor, *, at: Position | None = None) -> MaskExpr:
     return MaskExpr(same=(doc,), at=at)
 
 
-@dataclass(frozen=True)
+@frozen
 class BiasExpr:
     """What is added to the scores, before offsets are known; biases add up with `+`."""
 

@@ -16,7 +16,7 @@ A module may enter at any level. Fused kernels that all have mappings keep them,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from xdsl.utils.exceptions import VerifyException
 from flatc.dialects.accelerator import MODULE_ATTRIBUTE, Accelerator, accelerator_of, attach_accelerator
 from flatc.dialects.diagnostics import FlatcError, did_you_mean, position_of
 from flatc.dialects.flat import FusedOp
+from flatc.dialects.frozen import frozen
 from flatc.dialects.kernel_mapping import KernelMapping
 from flatc.dialects.mapping import Mapping as AttentionMapping
 from flatc.dialects.spatial import ScheduleOp
@@ -46,7 +47,7 @@ UNFUSED_GROUPS = ("logit", "mask+softmax", "attend")
 DEFAULT_ACCELERATOR = "edge"
 
 
-@dataclass(frozen=True)
+@frozen
 class Compilation:
     """A compiled graph. `graph` is None where a schedule was given; `search` tells by kernel what was looked at."""
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -30,6 +29,7 @@ from xdsl.dialects.func import FuncOp
 from xdsl.ir import Attribute, SSAValue
 
 from flatc.dialects.diagnostics import FlatcError
+from flatc.dialects.frozen import frozen
 from flatc.dialects.spatial import BufferType, KernelOp, MatmulOp, ScheduleOp, StoreOp, VectorOp, timed_ops
 from flatc.interpreter import random_inputs, run_module, run_schedule
 from flatc.interpreter.dtypes import Array, numpy_dtype
@@ -48,7 +48,7 @@ MOST_RUN_EVENTS = 500_000
 """Schedules with more operations are not executed: each takes some tens of microseconds."""
 
 
-@dataclass(frozen=True)
+@frozen
 class RunResult:
     """Outputs by name, the float64 reference, and how far apart they are. `offchip_bytes` are (read, written)."""
 

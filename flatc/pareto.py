@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping as Named
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, cast
 
@@ -25,6 +25,7 @@ from flatc.compiler import UNFUSED_GROUPS, apply, load_module, on_machine
 from flatc.dialects.accelerator import Accelerator, accelerator_of
 from flatc.dialects.diagnostics import FlatcError, did_you_mean
 from flatc.dialects.flat import FusedOp
+from flatc.dialects.frozen import frozen
 from flatc.dialects.mapping import Mapping
 from flatc.passes.mapping.mapping_text import format_mappings
 from flatc.passes.mapping.ranking import OBJECTIVES, Objective, objective_order
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 UNITS: dict[Objective, str] = {"latency": "cycles", "energy": "pJ", "edp": "pJ cycles", "offchip": "B"}
 
 
-@dataclass(frozen=True)
+@frozen
 class Point:
     """A mapping and what it costs; `simulated` says whether the latency is, or a lower bound."""
 
@@ -56,7 +57,7 @@ class Point:
         }[objective]
 
 
-@dataclass(frozen=True)
+@frozen
 class Front:
     """The front of one kernel's `legal` mappings, from the least first objective to the least second one."""
 
@@ -65,7 +66,7 @@ class Front:
     points: tuple[Point, ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class Fronts:
     """The fronts of the attentions of a graph."""
 

@@ -42,6 +42,7 @@ from xdsl.passes import ModulePass
 from flatc.dialects.attn import AttendOp, AttnOp, LogitOp, MaskOp, ScoreOp, SoftcapOp, SoftmaxOp
 from flatc.dialects.diagnostics import FlatcError, did_you_mean
 from flatc.dialects.flat import FusedOp
+from flatc.dialects.frozen import frozen
 from flatc.passes.kernels.fused_region import fuse_operators, unused_name
 from flatc.passes.kernels.keyed_storage import page_of
 
@@ -93,7 +94,7 @@ def _parse_group(text: str) -> Group:
 # --- Match ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@frozen
 class Link:
     """One operator of an attention and the part that it belongs to."""
 
@@ -106,7 +107,7 @@ class Link:
         return self.op.results[0]
 
 
-@dataclass(frozen=True)
+@frozen
 class AttentionChain:
     """The operators of one attention, in order; each reads the result of the one before."""
 
@@ -156,7 +157,7 @@ def _goes_on(before: str, part: str) -> bool:
 # --- Plan -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@frozen
 class Kernel:
     """A run of a chain that becomes one `flat.fused`."""
 

@@ -44,11 +44,12 @@ from flatc.dialects.attn import (
 )
 from flatc.dialects.attn_op import AttnOp
 from flatc.dialects.flat import FusedOp
+from flatc.dialects.frozen import frozen
 from flatc.passes.kernels.fused_region import fuse_operators, unused_name
 from flatc.passes.kernels.vector_region import CHAIN_OPS
 
 
-@dataclass(frozen=True)
+@frozen
 class LayerKernel:
     """Operators that become one `flat.fused`, in program order."""
 

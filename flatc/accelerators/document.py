@@ -16,15 +16,15 @@ Nothing is ever built from YAML tags: a value is the text that stands there.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import NoReturn
 
 import yaml
 
 from flatc.dialects.diagnostics import FlatcError, Position
+from flatc.dialects.frozen import frozen
 
 
-@dataclass(frozen=True)
+@frozen
 class Entry:
     """One `key: value` of a mapping."""
 

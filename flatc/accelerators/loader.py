@@ -20,7 +20,7 @@ is answered by
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, is_dataclass
+from dataclasses import is_dataclass
 from importlib import resources
 from os.path import isfile
 from pathlib import Path
@@ -42,6 +42,7 @@ from flatc.dialects.accelerator import (
     field_paths,
 )
 from flatc.dialects.diagnostics import FlatcError, did_you_mean
+from flatc.dialects.frozen import frozen
 from flatc.dialects.records import Quantity, defaults, field_types, quantities
 
 _Record = TypeVar("_Record")
@@ -87,7 +88,7 @@ def _read(path: Path) -> str:
         raise FlatcError(f"cannot read the accelerator file '{path}': {reason}") from error
 
 
-@dataclass(frozen=True)
+@frozen
 class _Place:
     """Where a value belongs: the dotted keys of the file, and the dotted fields of the record."""
 

@@ -12,10 +12,10 @@ Bandwidths may be given per cycle (`8 B/cycle`); the caller then says how fast t
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from fractions import Fraction
 
 from flatc.dialects.diagnostics import FlatcError, did_you_mean
+from flatc.dialects.frozen import frozen
 
 _BYTES = {
     "B": 1,
@@ -30,7 +30,7 @@ _BYTES = {
 }
 
 
-@dataclass(frozen=True)
+@frozen
 class Measure:
     """A kind of quantity: what it is called, how an example looks, and its units in base units."""
 

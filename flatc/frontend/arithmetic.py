@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from flatc.dialects.diagnostics import FlatcError, Position
+from flatc.dialects.frozen import frozen
 from flatc.frontend.source import Source
 from flatc.frontend.syntax import Call, Chain, Expression, Name, Negated, Number
 
 LARGEST = 2**63 - 1
 
 
-@dataclass(frozen=True)
+@frozen
 class Arithmetic:
     """Evaluates expressions; `lookup` gives the value of a dim, or raises the error that fits."""
 

@@ -12,17 +12,18 @@ taken when none is named. `dim` and `phase` are declarations: their order in the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from graphlib import CycleError, TopologicalSorter
 
 from flatc.dialects.diagnostics import FlatcError, Position, did_you_mean
+from flatc.dialects.frozen import frozen
 from flatc.frontend.arithmetic import LARGEST, Arithmetic
 from flatc.frontend.functions import RESERVED
 from flatc.frontend.source import Source, combined
 from flatc.frontend.syntax import Binding, Dims, Expression, GraphHeader, Name, Phase, Statement, names_in
 
 
-@dataclass(frozen=True)
+@frozen
 class DimTable:
     """The value of every dim, the phase that was taken, and where each dim was first defined."""
 

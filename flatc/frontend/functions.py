@@ -10,13 +10,15 @@ and so do the messages:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
+
+from flatc.dialects.frozen import frozen
 
 Kind = Literal["tensor", "mask", "bias", "whole", "real", "flag", "type"]
 
 
-@dataclass(frozen=True)
+@frozen
 class Signature:
     """What a function takes: arguments by place (the last `optional` of them may be left out), options by name."""
 

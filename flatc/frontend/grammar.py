@@ -16,12 +16,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from flatc.dialects.frozen import frozen
 from flatc.frontend.assemble import Assembler
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class _Actions(threading.local):
         return lambda items: getattr(self.assembler, name)(items)
 
 
-@dataclass(frozen=True)
+@frozen
 class _BoundAutomaton:
     """A run of the automaton whose nodes one assembler builds."""
 
@@ -100,7 +100,7 @@ class _BoundAutomaton:
         return self.automaton.accepts()
 
 
-@dataclass(frozen=True)
+@frozen
 class _BoundGrammar:
     """The grammar with one assembler."""
 

@@ -14,9 +14,10 @@ message shows the line and underlines the words that are wrong:
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from flatc.dialects.diagnostics import FlatcError, Position
+from flatc.dialects.frozen import frozen
 
 MAX_ERRORS = 10
 LONGEST_SHOWN_LINE = 160
@@ -47,7 +48,7 @@ def combined(errors: Sequence[FlatcError]) -> FlatcError:
     return ordered[0] if len(ordered) == 1 else FlatcErrors(ordered[:MAX_ERRORS])
 
 
-@dataclass(frozen=True)
+@frozen
 class Source:
     """The text of one file, by lines, with line ends and byte order mark normalised."""
 

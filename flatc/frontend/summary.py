@@ -10,10 +10,10 @@ phase decode: B = 2, S = 1
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from typing_extensions import override
 
+from flatc.dialects.frozen import frozen
 from flatc.frontend.dims import resolve
 from flatc.frontend.elaborate import header_of
 from flatc.frontend.parser import parse
@@ -21,7 +21,7 @@ from flatc.frontend.source import Source
 from flatc.frontend.syntax import Phase
 
 
-@dataclass(frozen=True)
+@frozen
 class GraphSummary:
     """The name of a graph, its phases (the first is the default) and the dims of each phase."""
 

@@ -11,12 +11,12 @@ brackets, however long an expression is.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from flatc.dialects.diagnostics import Position
+from flatc.dialects.frozen import frozen
 
 
-@dataclass(frozen=True)
+@frozen
 class Name:
     """A word that names a dim, a tensor, a mask or a function."""
 
@@ -24,7 +24,7 @@ class Name:
     text: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Number:
     """A literal; an integer unless it was written with a point or an exponent."""
 
@@ -32,7 +32,7 @@ class Number:
     value: int | float
 
 
-@dataclass(frozen=True)
+@frozen
 class Negated:
     """`-x`, or several minus signs in a row."""
 
@@ -41,7 +41,7 @@ class Negated:
     operand: Expression
 
 
-@dataclass(frozen=True)
+@frozen
 class Chain:
     """Operands of one precedence level, combined from left to right: `a + b - c`."""
 
@@ -50,7 +50,7 @@ class Chain:
     rest: tuple[tuple[str, Expression], ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class Option:
     """`name = value` among the arguments of a call."""
 
@@ -58,7 +58,7 @@ class Option:
     value: Expression
 
 
-@dataclass(frozen=True)
+@frozen
 class Call:
     """`function(a, b, option = c)`."""
 
@@ -71,7 +71,7 @@ class Call:
 Expression = Name | Number | Negated | Chain | Call
 
 
-@dataclass(frozen=True)
+@frozen
 class Binding:
     """`S = 4096` in a `dim` or `phase` statement."""
 
@@ -79,21 +79,21 @@ class Binding:
     value: Expression
 
 
-@dataclass(frozen=True)
+@frozen
 class GraphHeader:
     """`graph NAME`"""
 
     name: Name
 
 
-@dataclass(frozen=True)
+@frozen
 class Dims:
     """`dim B = 8, D = E / H`"""
 
     bindings: tuple[Binding, ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class Phase:
     """`phase decode : S = 1, P = 8192`"""
 
@@ -101,7 +101,7 @@ class Phase:
     bindings: tuple[Binding, ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class Dtype:
     """`dtype bf16, softmax f32`; a role is the first word of each further pair."""
 
@@ -109,7 +109,7 @@ class Dtype:
     roles: tuple[tuple[Name, Name], ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class TensorType:
     """`bool[B, S]`; without a word in front the graph's storage type is meant."""
 
@@ -118,7 +118,7 @@ class TensorType:
     dims: tuple[Expression, ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class Declaration:
     """`weight wk, wv : [E, KV * D]`; the kind is input, weight or cache."""
 
@@ -127,7 +127,7 @@ class Declaration:
     type: TensorType
 
 
-@dataclass(frozen=True)
+@frozen
 class Assignment:
     """`name = expression`"""
 
@@ -135,7 +135,7 @@ class Assignment:
     value: Expression
 
 
-@dataclass(frozen=True)
+@frozen
 class Output:
     """`output y, z`"""
 

@@ -14,7 +14,6 @@ the type of the result:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
@@ -31,6 +30,8 @@ from xdsl.dialects.builtin import (
     IntegerType,
 )
 from xdsl.ir import Attribute
+
+from flatc.dialects.frozen import frozen
 
 Array = NDArray[Any]
 
@@ -59,7 +60,7 @@ def element_type(dtype: np.dtype[Any]) -> Attribute:
     return _ELEMENT[dtype]
 
 
-@dataclass(frozen=True)
+@frozen
 class Precision:
     """How to round: as the types of the IR say, or, if `exact`, not at all (everything in float64)."""
 

@@ -13,7 +13,6 @@ xDSL's interpreter with the meanings of all its dialects.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from xdsl.dialects.builtin import ArrayAttr, ModuleOp, StringAttr, TensorType
@@ -23,6 +22,7 @@ from xdsl.traits import IsTerminator
 from xdsl.utils.hints import isa
 
 from flatc.dialects.diagnostics import FlatcError, did_you_mean, position_of
+from flatc.dialects.frozen import frozen
 from flatc.dialects.spatial import ScheduleOp, TensorRefType
 from flatc.interpreter.dtypes import Array, Precision
 
@@ -81,7 +81,7 @@ def run_module(module: ModuleOp, inputs: Mapping[str, Array] | Sequence[Array], 
     return run_block(program.body.block, arguments, Precision(exact))
 
 
-@dataclass(frozen=True)
+@frozen
 class Parameter:
     """One input of a program. `kind` is input, weight or cache."""
 

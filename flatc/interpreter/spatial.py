@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -26,6 +25,7 @@ from xdsl.dialects.builtin import IntegerType, ModuleOp, i32
 from xdsl.ir import SSAValue
 
 from flatc.dialects.accelerator import AcceleratorAttr
+from flatc.dialects.frozen import frozen
 from flatc.dialects.masks import allows
 from flatc.dialects.score_functions import SCORE_KINDS
 from flatc.dialects.spatial import (
@@ -66,7 +66,7 @@ from flatc.interpreter.vector_values import value_operation
 from flatc.passes.simulation.program_order import Event, walk
 
 
-@dataclass(frozen=True)
+@frozen
 class ScheduleRun:
     """What came out, and the bytes that moved off chip: (read, written) for each tensor that was touched."""
 
@@ -230,7 +230,7 @@ def _waits_for(buffer: SSAValue) -> bool:
     return isinstance(buffer.owner, BufferOp) and buffer.owner.registers is None
 
 
-@dataclass(frozen=True)
+@frozen
 class _Operands:
     """What all executions of an operation share: its buffers, `reads` of them read, and the type it computes in."""
 

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import reduce
 
 from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.frozen import frozen
 from flatc.dialects.kernel_mapping import KernelMapping
 from flatc.passes.cost.bounds import NO_BOUNDS, RESOURCES, Bounds, buffer_cycles
 from flatc.passes.cost.explanation import Explanation
@@ -27,7 +27,7 @@ from flatc.passes.cost.primitive_costs import Work, energy_pj
 from flatc.passes.simulation.stalls import KernelTime
 
 
-@dataclass(frozen=True)
+@frozen
 class TensorTraffic:
     """Off-chip bytes of one tensor. `compulsory_bytes` is what any schedule of the graph moves."""
 
@@ -42,7 +42,7 @@ class TensorTraffic:
         return self.read_bytes + self.written_bytes
 
 
-@dataclass(frozen=True)
+@frozen
 class BufferUse:
     """One buffer: where its first slot lies, how many slots of which size it has, what it holds."""
 
@@ -59,7 +59,7 @@ class BufferUse:
         return self.slots * self.slot_bytes
 
 
-@dataclass(frozen=True)
+@frozen
 class Roofline:
     """Where a program stands under the roofline, in multiply-accumulates (MAC)."""
 
@@ -90,7 +90,7 @@ class Roofline:
         return min(float(self.peak_macs_per_cycle), self.intensity * float(self.bytes_per_cycle))
 
 
-@dataclass(frozen=True)
+@frozen
 class Gap:
     """Latency beyond the bound, by cause; the causes add up to `cycles`.
 
@@ -109,7 +109,7 @@ class Gap:
         return self.extra_work + self.in_sequence + self.waiting
 
 
-@dataclass(frozen=True)
+@frozen
 class KernelReport:
     """One kernel. `strategy` names its corner of the map space; `loops` shows its loop nest, line by line.
 
@@ -147,7 +147,7 @@ class KernelReport:
         return utilisation(self.mapping_bounds, self.latency_cycles)
 
 
-@dataclass(frozen=True)
+@frozen
 class Report:
     """One schedule on one accelerator. `phase` is the phase of its graph, None where the graph has none.
 

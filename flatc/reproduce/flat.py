@@ -6,10 +6,10 @@ dataflow, and 49 % and 42 % less energy. Here `unfused` is that baseline, compil
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from flatc.accelerators import load
 from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.frozen import frozen
 from flatc.reproduce.model import Cell, Column, Plot, Study, Table, line, mean
 from flatc.reproduce.workloads import LEVELS, MODELS, Level, Measured, Model, Workload, free_softmax, lengths, measure
 
@@ -27,7 +27,7 @@ ASSUMPTIONS = (
 )
 
 
-@dataclass(frozen=True)
+@frozen
 class _Point:
     machine: str
     level: Level

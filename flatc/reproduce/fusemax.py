@@ -11,11 +11,12 @@ divides outputs instead of probabilities pays four too."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import resources
 
 from flatc.accelerators import load
 from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.frozen import frozen
 from flatc.reproduce.model import Cell, Column, Plot, Study, Table, line, mean
 from flatc.reproduce.workloads import MODELS, Measured, Model, Workload, lengths, measure
 
@@ -29,7 +30,7 @@ ASSUMPTIONS = (
 )
 
 
-@dataclass(frozen=True)
+@frozen
 class _Point:
     model: Model
     tokens: int

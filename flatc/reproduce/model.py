@@ -8,13 +8,14 @@ Cells are numbers or words; None is a point that has no figure (nothing fits the
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from math import fsum
+
+from flatc.dialects.frozen import frozen
 
 Cell = str | int | float | None
 
 
-@dataclass(frozen=True)
+@frozen
 class Column:
     """A column: its name, the unit of its numbers, the digits after the point that text shows."""
 
@@ -28,7 +29,7 @@ class Column:
         return f"{self.name} [{self.unit}]" if self.unit else self.name
 
 
-@dataclass(frozen=True)
+@frozen
 class Table:
     """Rows of cells. A table that is not `shown` is too long for text and goes to its file alone."""
 
@@ -44,7 +45,7 @@ class Table:
         return [row[index] for row in self.rows]
 
 
-@dataclass(frozen=True)
+@frozen
 class Line:
     """One line of a plot; points without a figure are left out."""
 
@@ -52,7 +53,7 @@ class Line:
     points: tuple[tuple[float, float], ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class Plot:
     """One picture: lines over a common axis."""
 
@@ -65,7 +66,7 @@ class Plot:
     log_y: bool = False
 
 
-@dataclass(frozen=True)
+@frozen
 class Study:
     """One study: what it compares, under which assumptions, and what came out."""
 

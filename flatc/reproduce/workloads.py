@@ -12,7 +12,7 @@ all the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from functools import cache, reduce
 from typing import Literal
@@ -20,6 +20,7 @@ from typing import Literal
 from flatc.builder import Graph, Tensor
 from flatc.compiler import compile
 from flatc.dialects.accelerator import Accelerator, VectorPrices
+from flatc.dialects.frozen import frozen
 from flatc.dialects.mapping import Mapping
 from flatc.passes.cost.primitive_costs import Work, energy_pj
 from flatc.passes.mapping.search import NothingFits
@@ -31,7 +32,7 @@ BATCH = 64
 """Sequences at a time, in both papers."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Model:
     """Sizes of one encoder layer. `source` is the published configuration."""
 
@@ -56,7 +57,7 @@ MODELS = (
 )
 
 
-@dataclass(frozen=True)
+@frozen
 class Workload:
     """One level of one model at one length, all words of two bytes as in both papers."""
 
@@ -88,7 +89,7 @@ class Workload:
         return graph.layernorm(between + graph.gelu(between @ up) @ down)
 
 
-@dataclass(frozen=True)
+@frozen
 class Measured:
     """What a schedule costs. `utilisation` is MACs over what the whole array could do in the time.
 

@@ -14,12 +14,12 @@ rows of that file to tables.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flatc.dialects.diagnostics import FlatcError
+from flatc.dialects.frozen import frozen
 from flatc.validation.model import Row, Statistics, Table
 from flatc.validation.text import render, render_table, to_json
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["SOURCES", "Row", "Source", "Statistics", "Table", "render", "render_table", "to_json", "validate"]
 
 
-@dataclass(frozen=True)
+@frozen
 class Source:
     """A file of recorded figures, and the tables that are made of its rows."""
 

@@ -20,11 +20,12 @@ the array takes meet as many keys as fit. Where K and V of a head do not fit, Ac
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from xdsl.dialects.builtin import ModuleOp
 
 from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.frozen import frozen
 from flatc.dialects.mapping import Mapping
 from flatc.validation.experiment import (
     Result,
@@ -86,7 +87,7 @@ ONE_SLOT = (
 # --- What a row asks for ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@frozen
 class Point:
     """An attention on a machine; its softmax `one` or `four` Einsums; fused, or in three kernels."""
 

@@ -12,7 +12,7 @@ by the closed form all the same, and `fits` says so.
 from __future__ import annotations
 
 from collections.abc import Mapping as Named
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 
@@ -24,6 +24,7 @@ from flatc.builder import Graph, Tensor
 from flatc.compiler import UNFUSED_GROUPS, compile
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.flat import FusedOp
+from flatc.dialects.frozen import frozen
 from flatc.dialects.mapping import Mapping
 from flatc.passes.cost.bounds import NO_BOUNDS, Bounds, least_macs, mapping_bounds
 from flatc.passes.cost.closed_form import evaluate_mapping
@@ -43,7 +44,7 @@ PICOJOULES = 1e12
 """In a joule."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Sizes:
     """An attention without a mask, as many queries as keys, one width for Q, K and V; two-byte words."""
 
@@ -136,7 +137,7 @@ def _values(graph: Graph, name: str, sizes: Sizes, width: int) -> Tensor:
 # --- Results --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@frozen
 class Result:
     """What flatc makes of one run.
 

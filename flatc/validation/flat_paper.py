@@ -14,9 +14,9 @@ code calls latency.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.frozen import frozen
 from flatc.dialects.mapping import Mapping
 from flatc.validation.experiment import Result, Sizes, attention, machine, mappings, products, run, sizes_of
 from flatc.validation.model import Quantity, Table
@@ -39,7 +39,7 @@ IN_SEQUENCE = (
 )
 
 
-@dataclass(frozen=True)
+@frozen
 class Recorded:
     """The mapping that a row records."""
 

@@ -14,9 +14,9 @@ Latency and off-chip traffic are compared, on the lengths that the study covers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.frozen import frozen
 from flatc.dialects.mapping import Mapping
 from flatc.validation.experiment import Result, Sizes, attention, machine, mappings, run
 from flatc.validation.flat_paper import Recorded, label, recorded, streamed
@@ -145,7 +145,7 @@ def _fusemax(mapping: Recorded) -> Result:
 # --- Tables ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@frozen
 class _Design:
     """One of the study's designs: how flatc schedules it, and what is missing for its latency and its traffic."""
 

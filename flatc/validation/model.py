@@ -11,16 +11,17 @@ any figure is known: a row without reasons is held to the tolerance, whatever co
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Generic
 
 from typing_extensions import TypeVar
+
+from flatc.dialects.frozen import frozen
 
 P = TypeVar("P")
 R = TypeVar("R")
 
 
-@dataclass(frozen=True)
+@frozen
 class Row:
     """One recorded figure and flatc's. `flatc` is None where nothing could be scheduled; `reasons` then say why."""
 
@@ -35,7 +36,7 @@ class Row:
         return None if self.flatc is None else self.flatc / self.recorded - 1
 
 
-@dataclass(frozen=True)
+@frozen
 class Statistics:
     """Errors over some rows: how many, how many of them within the tolerance, mean of absolutes, the worst row."""
 
@@ -50,7 +51,7 @@ class Statistics:
         return self.within / self.rows
 
 
-@dataclass(frozen=True)
+@frozen
 class Table:
     """One quantity over all rows of one file. `tolerance` is the error that rows without reasons may have."""
 
@@ -103,7 +104,7 @@ class Table:
         )
 
 
-@dataclass(frozen=True)
+@frozen
 class Quantity(Generic[P, R]):
     """What one table compares: the recorded column, flatc's figure of a result, and why the row of a point misses.
 

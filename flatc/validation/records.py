@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NoReturn
 
 from flatc.dialects.diagnostics import FlatcError, Position, did_you_mean
+from flatc.dialects.frozen import frozen
 
 
-@dataclass(frozen=True)
+@frozen
 class Record:
     """One row: its cells by column name, each with the column of its first character."""
 

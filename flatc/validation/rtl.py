@@ -14,7 +14,6 @@ A product C = A . B and its transpose cost the same, so the side with fewer tile
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
@@ -24,6 +23,7 @@ from flatc.accelerators import load
 from flatc.builder import Graph
 from flatc.dialects.accelerator import Accelerator, attach_accelerator
 from flatc.dialects.flat import FusedOp, MappingAttr
+from flatc.dialects.frozen import frozen
 from flatc.dialects.mapping import Mapping
 from flatc.dialects.spatial import KernelOp
 from flatc.passes.allocate_buffers import AllocateBuffersPass
@@ -56,7 +56,7 @@ COPY_TIME = (
 )
 
 
-@dataclass(frozen=True)
+@frozen
 class Product:
     """C[m, n] = A[m, k] . B[k, n]."""
 
@@ -100,7 +100,7 @@ class Product:
         return max(product, tile * _word_cycles(machine) + machine.offchip.overhead_cycles) > load
 
 
-@dataclass(frozen=True)
+@frozen
 class Fused:
     """C[m, l] = A[m, k] . B[k, l], then E[m, n] = C[m, l] . D[l, n]."""
 

@@ -21,16 +21,16 @@ gate `single`. The gates `many_k` and `many_v` are open where a query tile has m
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 
+from flatc.dialects.frozen import frozen
 from flatc.passes.cost.waiting_cycles import Cycle, Graph, Step, Wait, cycles_of
 
 SELDOM = ("Hk", "Hv")
 """Steps that most trips do not have."""
 
 
-@dataclass(frozen=True)
+@frozen
 class PipelineShape:
     """All that the graph depends on. `stages` are those of load, logit, softmax, attend and store, `slots` of Q, K, V,
     scores and outputs."""

@@ -20,11 +20,11 @@ the PEs can do it. What a machine does for free bounds nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Protocol
 
 from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.frozen import frozen
 from flatc.passes.cost.primitive_costs import Work
 from flatc.passes.cost.score_bounds import compulsory_operand_bytes, softcap_exponentials
 from flatc.passes.cost.visible import Visible, visible
@@ -33,7 +33,7 @@ from flatc.passes.kernels.problem import AttentionProblem
 RESOURCES = ("array", "off-chip", "vector")
 
 
-@dataclass(frozen=True)
+@frozen
 class Bounds:
     """Least cycles of each resource."""
 

@@ -18,10 +18,10 @@ The counting is in files of its own: `product_tile_counts`, `vector_tile_counts`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.frozen import frozen
 from flatc.dialects.mapping import Mapping
 from flatc.passes.cost.buffer_room import peak_buffer_bytes
 from flatc.passes.cost.key_geometry import key_geometry
@@ -34,7 +34,7 @@ from flatc.passes.cost.tile_counts import Counts
 from flatc.passes.kernels.problem import AttentionProblem
 
 
-@dataclass(frozen=True)
+@frozen
 class ClosedForm:
     """Costs of a column of mappings; every field is an array, or a dictionary of arrays.
 

@@ -7,7 +7,6 @@ chosen so that a byte takes a whole number of ticks on every channel: nothing is
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import cast
 
@@ -15,6 +14,7 @@ from xdsl.ir import SSAValue
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.diagnostics import FlatcError
+from flatc.dialects.frozen import frozen
 from flatc.dialects.score_functions import REPEATED_OPERANDS
 from flatc.dialects.spatial import VECTOR_KINDS, BufferOp, BufferType, LoadOp, MatmulOp, StoreOp, TimedOp, VectorOp
 from flatc.dialects.vector_kinds import VALUE_KINDS
@@ -36,7 +36,7 @@ from flatc.passes.cost.primitive_costs import (
 )
 
 
-@dataclass(frozen=True)
+@frozen
 class OpCost:
     """Price of one execution: ticks its resource is taken, ticks until its result is there, and counts."""
 

@@ -19,11 +19,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.diagnostics import FlatcError
+from flatc.dialects.frozen import frozen
 from flatc.dialects.spatial import BufferOp, KernelOp, LoadOp, MatmulOp, ScheduleOp, StoreOp, TimedOp, VectorOp
 from flatc.dialects.vector_kinds import VALUE_KINDS
 from flatc.passes.cost.bounds import AnyProblem, Bounds, least_macs, least_vector_counts
@@ -36,7 +37,7 @@ from flatc.passes.simulation.simulator import tensor_name
 from flatc.passes.simulation.stalls import KernelTime, ResourceTime, kernel_time, operation_name
 
 
-@dataclass(frozen=True)
+@frozen
 class Cause:
     """One reason for cycles above the bound. `kind` is `work` or `idle`."""
 
@@ -45,7 +46,7 @@ class Cause:
     cycles: Fraction
 
 
-@dataclass(frozen=True)
+@frozen
 class KernelExplanation:
     """One kernel: how each resource spent its time."""
 
@@ -54,7 +55,7 @@ class KernelExplanation:
     resources: Mapping[str, ResourceTime]
 
 
-@dataclass(frozen=True)
+@frozen
 class Explanation:
     """A schedule's latency, its bounds, the resource that sets the bound, and the causes of the gap, largest first."""
 

@@ -15,7 +15,7 @@ A kernel without a mapping, or one that is not what its mapping makes, can only 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from xdsl.ir import Block, SSAValue
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.diagnostics import FlatcError, position_of
 from flatc.dialects.flat import MappingAttr
+from flatc.dialects.frozen import frozen
 from flatc.dialects.spatial import ForOp, KernelOp, TimedOp
 from flatc.passes.cost.arrays import Ints
 from flatc.passes.cost.bounds import is_written, mapping_bounds
@@ -43,7 +44,7 @@ Simulate = Literal["auto", "always", "never"]
 SIMULATE: tuple[Simulate, ...] = ("auto", "always", "never")
 
 
-@dataclass(frozen=True)
+@frozen
 class KernelCosts:
     """Costs of one kernel. `tensor_bytes` are (read, written) by name; `events` counts all operations.
 
@@ -151,7 +152,7 @@ def _number(value: Any) -> Any:
 # --- Counting events ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@frozen
 class _Trips:
     """The trips of the loops around a place: `copies` of each row, whose index values are columns.
 

@@ -8,16 +8,16 @@ loop bounds, so that counting and executing cannot disagree.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
+from flatc.dialects.frozen import frozen
 from flatc.dialects.masks import Mask
 from flatc.passes.cost.arrays import Ints
 from flatc.passes.kernels.live_keys import LiveKeys, live_keys
 from flatc.passes.kernels.problem import AttentionProblem
 
 
-@dataclass(frozen=True)
+@frozen
 class KeyGeometry:
     """Counts for a column of mappings; pairs are (full, ragged), indexed [query kind][key kind].
 
@@ -101,7 +101,7 @@ def _masked(
     )
 
 
-@dataclass(frozen=True)
+@frozen
 class _Question:
     """What the counts depend on, beside the tile."""
 

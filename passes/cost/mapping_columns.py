@@ -8,15 +8,16 @@ Mappings of one structure are priced together (`closed_form`). A single mapping 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
+from flatc.dialects.frozen import frozen
 from flatc.dialects.mapping import ArrayUse, Keep, Mapping, Softmax, Stages, Tiles
 from flatc.passes.cost.arrays import Ints
 from flatc.passes.kernels.problem import AttentionProblem
 
 
-@dataclass(frozen=True)
+@frozen
 class Structure:
     """What mappings of one column have in common: everything that is not a number."""
 
@@ -55,7 +56,7 @@ class Structure:
         return self.algorithm == "rows" and not problem.has("softmax")
 
 
-@dataclass(frozen=True)
+@frozen
 class Columns:
     """The numbers of many mappings, one array each (see `Mapping`)."""
 

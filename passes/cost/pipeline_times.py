@@ -8,11 +8,11 @@ tiles of the same size differ; then the largest of each tile of heads is no more
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
 from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.frozen import frozen
 from flatc.passes.cost.attention_pipeline import SELDOM, PipelineShape, pipeline_cycles, pipeline_steps
 from flatc.passes.cost.key_geometry import every_row_sees_keys
 from flatc.passes.cost.mapping_columns import Columns, Structure
@@ -21,7 +21,7 @@ from flatc.passes.cost.tile_counts import Counts
 from flatc.passes.kernels.problem import AttentionProblem
 
 
-@dataclass(frozen=True)
+@frozen
 class Case:
     """Mappings to be timed, and what their tiles add up to."""
 
@@ -57,7 +57,7 @@ Timed = tuple[str, bool]
 """A step, and whether its results are awaited."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Group:
     """Cycles that differ in their steps only: (those in every trip, those seldom there) of each."""
 

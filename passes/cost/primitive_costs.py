@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from flatc.dialects.accelerator import Accelerator, Array, VectorUnit
+from flatc.dialects.frozen import frozen
 from flatc.passes.cost.value_work import VALUE_WORK, VectorWork, value_work
 
 Count = Any
@@ -31,7 +32,7 @@ def ceil_divide(a: Count, b: Count) -> Count:
 # --- The array ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@frozen
 class MatmulTile:
     """`batch` products [m, k] x [k, n], the tile of one array operation."""
 
@@ -41,7 +42,7 @@ class MatmulTile:
     k: Count
 
 
-@dataclass(frozen=True)
+@frozen
 class ScoreTile:
     """`batch` tiles of scores, of so many query rows and keys each."""
 
@@ -50,7 +51,7 @@ class ScoreTile:
     keys: Count
 
 
-@dataclass(frozen=True)
+@frozen
 class ArrayCycles:
     """`busy` cycles until the array can take the next operation, `latency` until the result is there."""
 
@@ -147,7 +148,7 @@ def _ones(like: Count) -> Count:
     return 1 if isinstance(like, int) else like * 0 + 1
 
 
-@dataclass(frozen=True)
+@frozen
 class OperandTraffic:
     """Elements that move between buffer and array in one operation."""
 
@@ -254,7 +255,7 @@ def repeated_elements(operand: Sequence[int], extents: Sequence[Count]) -> Count
     return math.prod(1 if size == 1 else extent for size, extent in zip(operand, extents, strict=True))
 
 
-@dataclass(frozen=True)
+@frozen
 class VectorPrice:
     """Cycles of one vector operation, and what it did."""
 
@@ -284,7 +285,7 @@ def value_price(
 # --- Counts that add up to energy ---------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@frozen
 class Work:
     """What was done, in counts that do not depend on when: the basis of bytes and energy."""
 

@@ -12,10 +12,11 @@ bytes, array and vector cycles are exact; latency is a lower bound that the simu
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.frozen import frozen
 from flatc.dialects.mapping import ArrayUse
 from flatc.dialects.product_mapping import ProductKeep, ProductMapping, ProductStages, ProductTiles
 from flatc.passes.cost.arrays import Ints
@@ -36,7 +37,7 @@ from flatc.passes.cost.primitive_costs import (
 from flatc.passes.kernels.product_problem import ProductProblem
 
 
-@dataclass(frozen=True)
+@frozen
 class ProductStructure:
     """What mappings of one column have in common: everything that is not a number."""
 
@@ -52,7 +53,7 @@ class ProductStructure:
         return self.x_level != "k" or self.w_level != "k"
 
 
-@dataclass(frozen=True)
+@frozen
 class ProductColumns:
     """The numbers of many mappings, one array each (see `ProductMapping`)."""
 
@@ -115,7 +116,7 @@ def peak_buffer_bytes(problem: ProductProblem, structure: ProductStructure, colu
     return x + w + sums + c.y_slots * c.m * c.n * (p.output_bytes * p.own_result)
 
 
-@dataclass(frozen=True)
+@frozen
 class _Turns:
     """How often things happen: trips of each loop, turns in which x, w and the bias are loaded."""
 

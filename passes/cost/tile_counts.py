@@ -6,17 +6,18 @@ Three files count them: `product_tile_counts` the products, `vector_tile_counts`
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.frozen import frozen
 from flatc.passes.cost.key_geometry import KeyGeometry
 from flatc.passes.cost.mapping_columns import Columns, Structure
 from flatc.passes.cost.primitive_costs import ArrayCycles, Work
 from flatc.passes.kernels.problem import AttentionProblem
 
 
-@dataclass(frozen=True)
+@frozen
 class Counts:
     """What the tiles of a column of mappings add up to, whenever they happen; every number is an array.
 

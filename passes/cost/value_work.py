@@ -35,10 +35,12 @@ are adds, within a lane.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+from flatc.dialects.frozen import frozen
 
 
-@dataclass(frozen=True)
+@frozen
 class VectorWork:
     """Operations of one kind of vector operation: per element of the tile, and per row of it.
 

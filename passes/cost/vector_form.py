@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property, reduce
 from itertools import product
 from typing import Any
 
 from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.frozen import frozen
 from flatc.dialects.vector_mapping import VectorMapping
 from flatc.passes.cost.arrays import Ints
 from flatc.passes.cost.closed_form import ClosedForm
@@ -37,7 +37,7 @@ from flatc.passes.cost.primitive_costs import (
 from flatc.passes.kernels.vector_problem import Operand, Step, VectorProblem
 
 
-@dataclass(frozen=True)
+@frozen
 class ChainColumns:
     """The numbers of many mappings of one loop order: a tile of each dim, slots, and stages."""
 
@@ -184,7 +184,7 @@ class ChainForm:
         return total
 
 
-@dataclass(frozen=True)
+@frozen
 class Load:
     """The loads of one operand: all bytes, how many loads, and 1 if they stand in a loop, else 0."""
 

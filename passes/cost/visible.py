@@ -7,14 +7,14 @@ visible_distances(Causal(0), 4, 4)         # [-3, -2, -1, 0]
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
+from flatc.dialects.frozen import frozen
 from flatc.dialects.masks import Mask, intervals
 from flatc.passes.cost.arrays import Ints
 
 
-@dataclass(frozen=True)
+@frozen
 class Visible:
     """What the queries of one head see: (query, key) pairs, keys that some query sees, queries that see some key."""
 

@@ -24,11 +24,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 
+from flatc.dialects.frozen import frozen
 
-@dataclass(frozen=True)
+
+@frozen
 class Step:
     """An operation, in the order of the text; `in_waves`, if its results come after its resource is free."""
 
@@ -38,7 +39,7 @@ class Step:
     in_waves: bool = False
 
 
-@dataclass(frozen=True)
+@frozen
 class Wait:
     """`later` begins when `earlier`, so many trips before, is over: with its results, if these are `awaited`.
 
@@ -52,7 +53,7 @@ class Wait:
     gate: str = ""
 
 
-@dataclass(frozen=True)
+@frozen
 class Graph:
     """The steps of a pipeline, and the waits for tokens and slots; those of order follow from the steps."""
 
@@ -60,7 +61,7 @@ class Graph:
     waits: tuple[Wait, ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class Cycle:
     """Steps that wait for each other around `trips` trips.
 

@@ -9,7 +9,7 @@ The cache itself is not touched: `lower-to-spatial` gives the kernel the window 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import cast
 
@@ -20,6 +20,7 @@ from flatc.dialects.append_mapping import TILED, AppendMapping
 from flatc.dialects.attn import AppendOp
 from flatc.dialects.diagnostics import FlatcError, position_of
 from flatc.dialects.flat import FusedOp
+from flatc.dialects.frozen import frozen
 from flatc.dialects.quasi_affine import Expr, const, minimum, var
 from flatc.dialects.spatial import (
     Access,
@@ -38,7 +39,7 @@ from flatc.passes.cost.primitive_costs import ceil_divide
 from flatc.passes.kernels.problem import type_bytes
 
 
-@dataclass(frozen=True)
+@frozen
 class AppendProblem:
     """Rows to be appended: [batch, heads, rows, width] of `element_bytes` each."""
 

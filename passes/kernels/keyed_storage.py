@@ -10,19 +10,18 @@ A region sees plain tensors; what they are outside of it decides what a kernel l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from xdsl.ir import SSAValue
 
 from flatc.dialects.attn import FeaturesOp, PagedOp, shape_of
 from flatc.dialects.diagnostics import FlatcError, position_of
 from flatc.dialects.flat import FusedOp
+from flatc.dialects.frozen import frozen
 
 PAGE_BYTES = 4
 """An entry of a table of pages is an i32."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Pages:
     """The pages that K and V of a kernel lie in: rows of a block, pages of a sequence; `table` is the argument."""
 

@@ -14,14 +14,13 @@ the first one, and `tile_of_trip` says which tile a trip is at.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from flatc.dialects.frozen import frozen
 from flatc.dialects.masks import Mask, intervals, leaves_gap
 from flatc.dialects.quasi_affine import Expr, ceildiv, const, maximum, minimum, var
 from flatc.passes.cost.primitive_costs import ceil_divide
 
 
-@dataclass(frozen=True)
+@frozen
 class LiveKeys:
     """Which keys a tile of query rows sees, as expressions of its first row `start` and last row `last`.
 

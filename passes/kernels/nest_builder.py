@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Mapping as NameMapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cached_property
 
 from xdsl.dialects.builtin import i32
 from xdsl.ir import Attribute, SSAValue
 
+from flatc.dialects.frozen import frozen
 from flatc.dialects.mapping import Mapping
 from flatc.dialects.quasi_affine import Expr, const, maximum, minimum, var
 from flatc.dialects.spatial import (
@@ -29,7 +30,7 @@ from flatc.passes.kernels.nest import Nest
 from flatc.passes.kernels.problem import AttentionProblem
 
 
-@dataclass(frozen=True)
+@frozen
 class ElementTypes:
     """Element types of a kernel's buffers; None where the kernel has no such tensor."""
 
@@ -42,7 +43,7 @@ class ElementTypes:
     output: Attribute
 
 
-@dataclass(frozen=True)
+@frozen
 class Tensors:
     """The tensors off chip, viewed with heads split: q, scores and result are [batch, kv head, group, ...].
 

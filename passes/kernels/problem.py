@@ -12,7 +12,7 @@ take (`score_ops`), which stages are there. The maths of mapping (closed form, s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, cast
 
@@ -23,12 +23,13 @@ from flatc.dialects import attn
 from flatc.dialects.attn import AttendOp, LogitOp, SoftmaxOp
 from flatc.dialects.diagnostics import FlatcError, position_of
 from flatc.dialects.flat import FusedOp
+from flatc.dialects.frozen import frozen
 from flatc.dialects.masks import Mask, shows_all
 from flatc.passes.kernels.keyed_storage import pages_of, values_in_keys
 from flatc.passes.kernels.score_ops import MatchedScores, Operand, ScoreOp, Sizes, match_scores, sink_operand
 
 
-@dataclass(frozen=True)
+@frozen
 class AttentionProblem:
     """Sizes of one kernel. `group` counts query heads per kv head; bytes are per element.
 
@@ -98,7 +99,7 @@ class AttentionProblem:
         return Sizes(self.batch, self.kv_heads, self.group, self.queries, self.keys).of(operand)
 
 
-@dataclass(frozen=True)
+@frozen
 class Kernel:
     """A matched kernel: its problem, its operators, and the values it reads and gives."""
 

@@ -17,10 +17,10 @@ everything. All loops are one pipeline: the store of one tile overlaps the produ
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from xdsl.ir import Attribute, Operation, SSAValue
 
+from flatc.dialects.frozen import frozen
 from flatc.dialects.product_mapping import ProductMapping
 from flatc.dialects.quasi_affine import Expr, const, minimum, var
 from flatc.dialects.spatial import Access, MatmulOp, TensorRefType, VectorOp
@@ -29,7 +29,7 @@ from flatc.passes.kernels.nest import Nest
 from flatc.passes.kernels.product_problem import ProductProblem
 
 
-@dataclass(frozen=True)
+@frozen
 class ProductTensors:
     """The tensors off chip, of two dims each (the bias [1, n]), and the type of the sums."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import cast
 
 from xdsl.dialects.builtin import TensorType
@@ -17,6 +16,7 @@ from xdsl.ir import Attribute, SSAValue
 from flatc.dialects.attn import LinearOp
 from flatc.dialects.diagnostics import FlatcError, position_of
 from flatc.dialects.flat import FusedOp
+from flatc.dialects.frozen import frozen
 from flatc.dialects.spatial import (
     BufferType,
     KernelOp,
@@ -31,7 +31,7 @@ from flatc.dialects.spatial import (
 from flatc.passes.kernels.problem import type_bytes
 
 
-@dataclass(frozen=True)
+@frozen
 class ProductProblem:
     """Sizes of one product; bytes are per element. `bias_bytes` is None where there is no bias.
 

@@ -20,11 +20,12 @@ parts are under way, not what they move. With one part this is the plain nest: q
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from xdsl.dialects.builtin import IndexType
 from xdsl.ir import Attribute, Block, SSAValue
 
+from flatc.dialects.frozen import frozen
 from flatc.dialects.mapping import ArrayUse
 from flatc.dialects.quasi_affine import Expr, ceildiv, const, minimum, var
 from flatc.dialects.spatial import (
@@ -42,7 +43,7 @@ from flatc.passes.cost.primitive_costs import ceil_divide
 from flatc.passes.kernels.nest_builder import NestBuilder
 
 
-@dataclass(frozen=True)
+@frozen
 class _Span:
     """A stretch of one dimension: where it starts, how long it is, how long it may be."""
 

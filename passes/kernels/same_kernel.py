@@ -8,15 +8,14 @@ out about one of them holds for the others, under the other names:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from xdsl.ir import Operation, SSAValue
 
+from flatc.dialects.frozen import frozen
 from flatc.dialects.spatial import KernelOp, TensorRefType, TimedOp, timed_ops
 from flatc.passes.simulation.simulator import tensor_name
 
 
-@dataclass(frozen=True)
+@frozen
 class Likeness:
     """How one kernel is like another: which tensor, by name, and which operation of one is which of the other."""
 

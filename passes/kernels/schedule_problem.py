@@ -15,12 +15,13 @@ of other kinds are read back by their kinds (`flatc.passes.kinds`), as a `Part` 
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import cast
 
 from xdsl.ir import SSAValue
 
 from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.frozen import frozen
 from flatc.dialects.spatial import (
     BufferType,
     ExtendOp,
@@ -56,7 +57,7 @@ _RANKS = {"k": 4, "v": 4, "pages": 2}
 STAGES = ("logit", "mask", "softmax", "attend")
 
 
-@dataclass(frozen=True)
+@frozen
 class Part:
     """What a kernel computes: its problem, and its tensors off chip by role."""
 
@@ -69,7 +70,7 @@ class Part:
         return {role: tensor_name(value) for role, value in self.values.items()}
 
 
-@dataclass(frozen=True)
+@frozen
 class Attention(Part):
     """A contiguous part of attention, with the scale of its logit.
 
@@ -80,7 +81,7 @@ class Attention(Part):
     scale: float | None
 
 
-@dataclass(frozen=True)
+@frozen
 class _Parts:
     """The operations of a kernel that say what it computes."""
 

@@ -29,6 +29,7 @@ from xdsl.ir import SSAValue
 from flatc.dialects import attn
 from flatc.dialects.attn import element_type_of, shape_of
 from flatc.dialects.diagnostics import FlatcError, position_of
+from flatc.dialects.frozen import frozen
 from flatc.dialects.mapping import Mapping
 from flatc.dialects.masks import Mask
 from flatc.dialects.score_functions import Alibi, ScoreFunction, Softcap, T5Relative
@@ -37,7 +38,7 @@ from flatc.dialects.spatial_types import TensorRefType
 Level = Literal["heads", "query", "key", "tile"]
 
 
-@dataclass(frozen=True)
+@frozen
 class Operand:
     """A tensor that a step reads. `role` names it within a kernel.
 
@@ -61,7 +62,7 @@ class Operand:
         return "key" if keys else "heads"
 
 
-@dataclass(frozen=True)
+@frozen
 class ScoreOp:
     """One step. `kind` is the kind of its vector operation, `function` what that is told beside its operands."""
 
@@ -99,7 +100,7 @@ def named(step: ScoreOp, place: int) -> ScoreOp:
 # --- Sizes -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@frozen
 class Sizes:
     """The sizes of a kernel that operands share with it."""
 

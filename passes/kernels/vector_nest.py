@@ -12,11 +12,12 @@ What is the same for all trips of the inner loops is loaded outside of them: a w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from xdsl.dialects.builtin import IndexType
 from xdsl.ir import Attribute, Block, Operation, SSAValue
 
+from flatc.dialects.frozen import frozen
 from flatc.dialects.quasi_affine import Expr, Range, const, minimum, var
 from flatc.dialects.spatial import (
     Access,
@@ -37,7 +38,7 @@ from flatc.passes.cost.primitive_costs import ceil_divide
 from flatc.passes.kernels.vector_problem import Operand, Step, VectorProblem
 
 
-@dataclass(frozen=True)
+@frozen
 class ChainTensors:
     """Tensors off chip by place, and the element types of operands (tables too) and of what steps make."""
 

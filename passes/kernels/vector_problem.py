@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
 from functools import cached_property
 
+from flatc.dialects.frozen import frozen
 from flatc.dialects.vector_kinds import VALUE_KINDS
 from flatc.passes.cost.primitive_costs import VectorWork, vector_work
 
@@ -26,7 +26,7 @@ ROW_KINDS = ("layernorm", "rmsnorm", "rope", "rope_interleaved")
 """Operations that need whole rows: the last dim of such a chain is never cut."""
 
 
-@dataclass(frozen=True)
+@frozen
 class RopeTable:
     """What an operand holds that nobody passes in: cosines and sines from position `start` on."""
 
@@ -34,7 +34,7 @@ class RopeTable:
     base: float
 
 
-@dataclass(frozen=True)
+@frozen
 class Operand:
     """A tensor off chip that the chain reads."""
 
@@ -48,7 +48,7 @@ class Operand:
         return self.dims[dim] == dims[dim] and dims[dim] > 1
 
 
-@dataclass(frozen=True)
+@frozen
 class Step:
     """One vector operation; it makes the next value, with elements of the given type.
 
@@ -69,7 +69,7 @@ class Step:
         return self.columns is None or self.columns[0] == 0
 
 
-@dataclass(frozen=True)
+@frozen
 class WorkBuffer:
     """A buffer for values that steps make; `slots` of one that is `stored` are those of outputs."""
 
@@ -78,7 +78,7 @@ class WorkBuffer:
     stored: bool
 
 
-@dataclass(frozen=True)
+@frozen
 class VectorProblem:
     """One chain; see the module docstring. `results` are the values that leave the chip."""
 

@@ -32,6 +32,7 @@ from flatc.dialects.attn import (
 )
 from flatc.dialects.diagnostics import FlatcError, position_of
 from flatc.dialects.flat import FusedOp
+from flatc.dialects.frozen import frozen
 from flatc.dialects.spatial import (
     BufferType,
     KernelOp,
@@ -51,7 +52,7 @@ CHAIN_OPS = (ActivationOp, AddOp, CastOp, MultiplyOp, NormOp, RopeOp, ScaleOp, S
 """The operators that chains are made of: they work on every element or every row of a tensor."""
 
 
-@dataclass(frozen=True)
+@frozen
 class VectorRegion:
     """A chain, and the block arguments and yielded values behind its operands (None for tables) and results."""
 

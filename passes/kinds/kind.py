@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Generic
 
 from typing_extensions import TypeVar
@@ -24,6 +23,7 @@ from xdsl.ir import Operation, SSAValue
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.diagnostics import FlatcError, position_of
 from flatc.dialects.flat import FusedOp
+from flatc.dialects.frozen import frozen
 from flatc.dialects.kernel_mapping import KernelMapping
 from flatc.dialects.spatial import KernelOp
 from flatc.passes.cost.bounds import AnyProblem
@@ -35,7 +35,7 @@ P = TypeVar("P", bound=AnyProblem, default=AnyProblem)
 M = TypeVar("M", bound=KernelMapping, default=KernelMapping)
 
 
-@dataclass(frozen=True)
+@frozen
 class Region(Generic[P]):
     """A region of `flat.fused`, read by its kind: the problem, and by role the values it takes and yields."""
 

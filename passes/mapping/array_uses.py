@@ -17,12 +17,13 @@ stages are counted together, and once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import reduce
 from itertools import product
 from typing import Any, Literal, cast
 
 from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.frozen import frozen
 from flatc.passes.cost.arrays import Ints
 from flatc.passes.cost.closed_form import busy_cycles, total_work
 from flatc.passes.cost.mapping_columns import Columns, Structure
@@ -34,7 +35,7 @@ from flatc.passes.mapping.map_space import Family
 from flatc.passes.mapping.ranking import Objective, objectives
 
 
-@dataclass(frozen=True)
+@frozen
 class Uses:
     """Pairs: the tile in row `tile` under the structure with the number `which`; dominated ones are left out.
 

@@ -25,10 +25,11 @@ search, product by product.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.frozen import frozen
 from flatc.passes.cost.mapping_columns import Columns
 from flatc.passes.kernels.problem import AttentionProblem
 from flatc.passes.mapping.legal_mapping import is_whole_pages
@@ -39,7 +40,7 @@ MOST_HEADS_IN_A_TILE = 64
 MOST_MASKED_QUERY_TILES = 16384
 
 
-@dataclass(frozen=True)
+@frozen
 class Pipelining:
     """Stages and slots that go together."""
 
@@ -72,7 +73,7 @@ IN_REGISTERS = tuple(_in_registers(lead, depth) for depth in (1, 3, 5) for lead 
 under way, and the loads behind a store must not wait until it is due."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Placement:
     """Which unit does what of a softmax and its sums; see `mapping.Softmax`."""
 
@@ -102,7 +103,7 @@ def pipelinings(problem: AttentionProblem) -> tuple[Pipelining, ...]:
     return (TO_MEMORY, SINGLE)
 
 
-@dataclass(frozen=True)
+@frozen
 class Family:
     """One corner of the map space: an algorithm, where K and V stay, a pipelining, which unit does what."""
 

@@ -11,10 +11,10 @@ alike is left out, and what cannot be on the front by its bounds is not priced.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from flatc.dialects.frozen import frozen
 from flatc.dialects.mapping import Mapping
 from flatc.passes.mapping.priced_space import PricedSpace
 from flatc.passes.mapping.ranking import Objective, Ranking, objective_order, row
@@ -22,7 +22,7 @@ from flatc.passes.mapping.ranking import Objective, Ranking, objective_order, ro
 Pair = tuple[Objective, Objective]
 
 
-@dataclass(frozen=True)
+@frozen
 class FrontPoint:
     """One mapping: its ranking by closed form, in the order of the spaces' objective, and how it is made."""
 

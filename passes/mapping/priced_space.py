@@ -16,11 +16,12 @@ slots and stages beats; if it comes behind the one to be beaten, its mappings ar
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
 from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.frozen import frozen
 from flatc.dialects.mapping import Mapping
 from flatc.passes.cost.arrays import Ints
 from flatc.passes.cost.buffer_room import peak_buffer_bytes, register_bytes_per_pe
@@ -36,7 +37,7 @@ from flatc.passes.mapping.map_space import Family, columns, families, tiles
 from flatc.passes.mapping.ranking import Objective, Ranking, first_row, objectives, rank_before, row
 
 
-@dataclass(frozen=True)
+@frozen
 class Priced:
     """A mapping's ranking by closed form; the less `promise`, the more is expected of it (see `_promises`).
 
@@ -84,7 +85,7 @@ class PricedSpace:
         """The mappings of every family that fit the machine."""
 
 
-@dataclass(frozen=True)
+@frozen
 class _Room:
     """What the tiles of a family take on chip, and which of them fit; `least_bytes` is the least that any takes."""
 
@@ -196,7 +197,7 @@ class Candidates:
         return mapping_at(self.space.problem, structure, column, 0)
 
 
-@dataclass(frozen=True)
+@frozen
 class Ranked:
     """Some candidates, and what they are compared by, a column for each number: when ranked, and when to be tried."""
 

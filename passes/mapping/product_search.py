@@ -18,10 +18,11 @@ same as if all had been priced.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from itertools import product
 
 from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.frozen import frozen
 from flatc.dialects.product_mapping import ProductMapping
 from flatc.passes.cost.arrays import Ints
 from flatc.passes.cost.primitive_costs import MatmulTile, ceil_divide, largest_folds
@@ -86,7 +87,7 @@ def tile_columns(problem: ProductProblem, accelerator: Accelerator) -> tuple[Int
     return m, n, k.astype(np.int64)
 
 
-@dataclass(frozen=True)
+@frozen
 class _Group:
     """The mappings of one structure whose smallest version fits: their tiles, their bounds, estimates of their latency.
 

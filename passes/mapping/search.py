@@ -13,7 +13,7 @@ ranking of the best mapping it tells what would still have to be simulated befor
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Generic
 
@@ -21,6 +21,7 @@ from typing_extensions import TypeVar, override
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.diagnostics import FlatcError, did_you_mean
+from flatc.dialects.frozen import frozen
 from flatc.dialects.kernel_mapping import KernelMapping
 from flatc.dialects.mapping import Mapping
 from flatc.passes.kernels.problem import AttentionProblem
@@ -41,7 +42,7 @@ class NothingFits(FlatcError):
 M = TypeVar("M", bound=KernelMapping, default=Mapping)
 
 
-@dataclass(frozen=True)
+@frozen
 class Choice(Generic[M]):
     """The chosen mapping, the concrete strategy it belongs to, and how much of the space was looked at.
 
@@ -66,7 +67,7 @@ class Choice(Generic[M]):
     kin: int = 0
 
 
-@dataclass(frozen=True)
+@frozen
 class Rival(Generic[M]):
     """A mapping that may be better than another one: its ranking by closed form, its family, and how to make it.
 

@@ -8,12 +8,12 @@ once.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.diagnostics import FlatcError
+from flatc.dialects.frozen import frozen
 from flatc.dialects.vector_mapping import VectorMapping, VectorStages
 from flatc.passes.cost.arrays import Ints
 from flatc.passes.cost.closed_form import ClosedForm
@@ -59,7 +59,7 @@ def _check_machine(accelerator: Accelerator, kernel: str) -> None:
 # --- The space ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@frozen
 class Overlap:
     """Slots of inputs and outputs, and how far the store lags."""
 

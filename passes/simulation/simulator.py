@@ -10,13 +10,13 @@ result to the tick.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol
 
 from xdsl.ir import BlockArgument, SSAValue
 
 from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.frozen import frozen
 from flatc.dialects.spatial import KernelOp, LoadOp, OffchipOp, RopeTableOp, ScheduleOp, StoreOp, TimedOp, storage
 from flatc.passes.cost.cost_model import CostModel
 from flatc.passes.cost.primitive_costs import Work
@@ -27,7 +27,7 @@ from flatc.passes.simulation.skip_ahead import FastSimulation
 from flatc.passes.simulation.trip_plan import CannotSkip
 
 
-@dataclass(frozen=True)
+@frozen
 class KernelSimulation:
     """What the simulator measured of one kernel.
 

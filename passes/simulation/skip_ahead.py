@@ -25,8 +25,8 @@ two on thousands of schedules.
 from __future__ import annotations
 
 from collections import Counter, deque
-from dataclasses import dataclass
 
+from flatc.dialects.frozen import frozen
 from flatc.dialects.spatial import KernelOp, TimedOp
 from flatc.passes.cost.cost_model import CostModel
 from flatc.passes.simulation.budget import Budget
@@ -191,7 +191,7 @@ class _Times:
             raise CannotSkip("one of its resources has too little to do for the others")
 
 
-@dataclass(frozen=True)
+@frozen
 class _State:
     """The horizon, and how far ahead of it each time lies; what lies behind it may as well lie at it."""
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flatc.dialects.frozen import frozen
 from flatc.dialects.spatial import KernelOp, TimedOp
 from flatc.passes.cost.cost_model import CostModel
 from flatc.passes.simulation.budget import Budget
@@ -229,7 +230,7 @@ class _State:
         return _State(list(self.times), list(self.causes))
 
 
-@dataclass(frozen=True)
+@frozen
 class _Origin:
     """What an encoded state is relative to: the horizon, the times before it in order, and the causes before."""
 

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 
 from typing_extensions import override
 from xdsl.ir import OpResult
 
 from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.frozen import frozen
 from flatc.dialects.spatial import KernelOp, LoadOp, MatmulOp, StoreOp, TimedOp, VectorOp
 from flatc.passes.cost.cost_model import CostModel
 from flatc.passes.simulation.budget import OutOfBudget
@@ -30,7 +31,7 @@ from flatc.passes.simulation.stall_scripts import StallScripts
 from flatc.passes.simulation.trip_plan import CannotSkip
 
 
-@dataclass(frozen=True)
+@frozen
 class Stall:
     """A kind of stall: which resource stood idle, and what it waited for (resource or `slots`, and what of it)."""
 
@@ -39,7 +40,7 @@ class Stall:
     what: str
 
 
-@dataclass(frozen=True)
+@frozen
 class ResourceTime:
     """How one resource spent a kernel's time, in cycles."""
 
@@ -48,7 +49,7 @@ class ResourceTime:
     after: Fraction
 
 
-@dataclass(frozen=True)
+@frozen
 class KernelTime:
     """Where a kernel's time went: each resource's, and how often each operation ran on which extents."""
 

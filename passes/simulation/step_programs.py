@@ -21,6 +21,7 @@ from typing import Any
 
 from xdsl.ir import BlockArgument, OpResult, SSAValue
 
+from flatc.dialects.frozen import frozen
 from flatc.dialects.pipeline import Entry
 from flatc.dialects.spatial import BufferOp, ForOp, StartOp, TimedOp
 from flatc.passes.simulation.nest_facts import ChainFacts
@@ -31,7 +32,7 @@ Window = tuple[Kind | None, ...]
 """The trips at work, the newest first; None where there is none, before the first trip and after the last."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Event:
     """One operation: the registers it waits for, and those it writes. Without a resource it passes tokens on.
 
@@ -68,7 +69,7 @@ class Part:
         return found
 
 
-@dataclass(frozen=True)
+@frozen
 class Surroundings:
     """What a chain sees of its outside: registers of tokens (None: ready from the start) and ages of instances.
 
@@ -83,7 +84,7 @@ class Surroundings:
         return (*self.tokens.values(), *self.ages.values())
 
 
-@dataclass(frozen=True)
+@frozen
 class NestedRun:
     """A loop that runs as a whole: which entry of which trip, what it sees, and where its results go."""
 

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from flatc.dialects.frozen import frozen
 from flatc.dialects.pipeline import Entry
 from flatc.dialects.spatial import ForOp, TimedOp
 from flatc.passes.cost.arrays import Ints
@@ -27,7 +27,7 @@ from flatc.passes.simulation.nest_facts import ChainFacts, Columns, IndexedExprs
 from flatc.passes.simulation.time_registers import is_immediate
 
 
-@dataclass(frozen=True)
+@frozen
 class Busy:
     """An operation that works: on what, and how many ticks its resource is taken and its result takes."""
 
@@ -326,7 +326,7 @@ _Flags = tuple[Any, ...]
 """First, last and fresh: arrays of a row for each place and a column for each level."""
 
 
-@dataclass(frozen=True)
+@frozen
 class _Bounds:
     """Loops that have trips: the rows they stand in, and their bounds."""
 
@@ -335,7 +335,7 @@ class _Bounds:
     upper: Ints
 
 
-@dataclass(frozen=True)
+@frozen
 class _EntryShape:
     """What shapes an entry that is no loop: the numbers of its expressions."""
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from xdsl.ir import SSAValue
 
+from flatc.dialects.frozen import frozen
 from flatc.dialects.spatial import BufferOp, ForOp, KernelOp, TimedOp
 from flatc.passes.cost.arrays import Ints
 from flatc.passes.cost.cost_model import CostModel
@@ -73,7 +74,7 @@ class Stretch:
         return np.where(matrix < 0, NEVER, matrix)
 
 
-@dataclass(frozen=True)
+@frozen
 class Power:
     """A stretch, so many times."""
 
@@ -124,7 +125,7 @@ class Script:
         return found
 
 
-@dataclass(frozen=True)
+@frozen
 class Repeat:
     """A script, so many times."""
 
