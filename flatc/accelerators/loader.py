@@ -38,7 +38,6 @@ from flatc.dialects.accelerator import (
     STATIONARITIES,
     Accelerator,
     OffchipMemory,
-    VectorUnit,
     field_paths,
 )
 from flatc.dialects.diagnostics import FlatcError, did_you_mean
@@ -275,7 +274,7 @@ def _example(kind: type, key: str, field: str) -> str:
     hint = field_types(kind)[field]
     key = SHARED_BANDWIDTH if key == "read_bandwidth" else key
     if is_dataclass(hint):
-        also = f", or '{key}: {NO_UNIT}'" if hint is VectorUnit else ""
+        also = f", or '{key}: {NO_UNIT}'" if kind is Accelerator and field == "vector" else ""
         return f"add the group '{key}:' with {', '.join(KEYS[cast(type, hint)])}{also}"
     if field == "pe_cycles":
         return f"for example '{key}: {{mac: 1 cycle}}'"
