@@ -75,14 +75,14 @@ class _WrittenOnUse:
 
 
 def _initialiser(record: Any) -> Callable[..., None]:
-    names: dict[str, object] = {"MISSING": MISSING}
-    parameters, body = ["self"], ["values = self.__dict__"]
+    names: dict[str, object] = {"_missing": MISSING}
+    parameters, body = ["self"], ["pass"]
     for each in fields(record):
         parameter, value = _from_parameter(each, names)
         if parameter:
             parameters.append(parameter)
         if value:
-            body.append(f"values[{each.name!r}] = {value}")
+            body.append(f"self.__dict__[{each.name!r}] = {value}")
     if hasattr(record, "__post_init__"):
         body.append("self.__post_init__()")
     exec(f"def __init__({', '.join(parameters)}):\n  " + "\n  ".join(body), names)
@@ -96,12 +96,12 @@ def _initialiser(record: Any) -> Callable[..., None]:
 def _from_parameter(each: Field[Any], names: dict[str, object]) -> tuple[str, str]:
     """The parameter for a field and the expression for its value, either may be empty; defaults go into `names`."""
     if each.default is not MISSING:
-        names[f"default_{each.name}"] = each.default
-        return (f"{each.name}=default_{each.name}", each.name) if each.init else ("", f"default_{each.name}")
+        names[f"_default_{each.name}"] = each.default
+        return (f"{each.name}=_default_{each.name}", each.name) if each.init else ("", f"_default_{each.name}")
     if each.default_factory is not MISSING:
-        factory = f"factory_{each.name}"
+        factory = f"_factory_{each.name}"
         names[factory] = each.default_factory
         if each.init:
-            return f"{each.name}=MISSING", f"{factory}() if {each.name} is MISSING else {each.name}"
+            return f"{each.name}=_missing", f"{factory}() if {each.name} is _missing else {each.name}"
         return "", f"{factory}()"
     return (each.name, each.name) if each.init else ("", "")

@@ -43,6 +43,13 @@ class Pair(Generic[T]):
 
 
 @frozen
+class Named:
+    values: int
+    names: int = 0
+    pass_: list[int] = field(default_factory=list[int])
+
+
+@frozen
 class Nothing:
     pass
 
@@ -85,6 +92,10 @@ def test_equal_ones_have_one_hash_and_those_of_other_classes_are_not_equal():
     assert Tile(4) != Strip(4)
     assert {Nothing(), Nothing()} == {Nothing()}
     assert pickle.loads(pickle.dumps(Tile(4))) == Tile(4)
+
+
+def test_any_name_may_be_a_field():
+    assert [getattr(Named(1, 2, [3]), each.name) for each in fields(Named)] == [1, 2, [3]]
 
 
 def test_a_class_may_inherit_and_say_what_counts():
