@@ -28,6 +28,7 @@ from xdsl.irdl import (
     opt_prop_def,
     prop_def,
     result_def,
+    var_operand_def,
 )
 from xdsl.utils.str_enum import StrEnum
 
@@ -54,6 +55,8 @@ class LinearOp(AttnOp):
 
     %y = attn.linear %x, %w bias(%b : tensor<96xf16>) accumulate f32
            : tensor<2x7x64xf16>, tensor<64x96xf16> -> tensor<2x7x96xf16>
+
+    A weight of three dims has a matrix for each head, and no bias: [B, H, S, I] times [H, I, O] gives [B, H, S, O].
     """
 
     name = "attn.linear"
@@ -80,6 +83,11 @@ class LinearOp(AttnOp):
         operands: list[SSAValue | Sequence[SSAValue]] = [x, w, [bias] if bias else []]
         super().__init__(operands=operands, properties={"accumulator": accumulator}, result_types=[result])
 
+    @property
+    def by_head(self) -> bool:
+        """Whether every head has a weight of its own."""
+        return len(shape_of(self.w)) == 3
+
     @override
     def shape(self) -> Shape:
         return shapes.linear(shape_of(self.x), shape_of(self.w))
@@ -89,6 +97,10 @@ class LinearOp(AttnOp):
         require_float("the accumulator", self.accumulator)
         require_float("the output", element_type_of(self.output))
         if self.bias is not None:
+            if self.by_head:
+                raise FlatcError(
+                    "a product head by head takes no bias", help="add it to the result: it is a kernel of its own"
+                )
             shapes.vector("bias", shape_of(self.bias), "output feature", shape_of(self.w)[1])
             require_float("bias", element_type_of(self.bias))
 
@@ -399,6 +411,62 @@ class FeaturesOp(AttnOp):
         require_same_element(self.name, self.x, self.result)
         start = self.start.value.data
         return shapes.features(shape_of(self.x), start, start + shape_of(self.result)[-1])
+
+
+@irdl_op_definition
+class ConcatOp(AttnOp):
+    """Join tensors by their features: those of the first, then those of the second, and so on.
+
+        %k = attn.concat %n, %r : (tensor<1x4x9x128xbf16>, tensor<1x4x9x64xbf16>) -> tensor<1x4x9x192xbf16>
+
+    Nothing moves: the kernels that compute the parts store them beside one another.
+    """
+
+    name = "attn.concat"
+
+    parts = var_operand_def(Tensor)
+    result = result_def(Tensor)
+
+    assembly_format = "$parts attr-dict `:` functional-type(operands, results)"
+
+    def __init__(self, parts: Sequence[SSAValue], result: Attribute):
+        super().__init__(operands=[parts], result_types=[result])
+
+    @override
+    def shape(self) -> Shape:
+        if len(self.parts) < 2:
+            raise FlatcError(f"{self.name} joins {len(self.parts)} tensors", help="give it two or more")
+        for part in self.parts:
+            require_same_element(self.name, part, self.result)
+        return shapes.concat([shape_of(part) for part in self.parts])
+
+    def start_of(self, part: SSAValue) -> int:
+        """Where the features of a part begin."""
+        before = self.parts[: list(self.parts).index(part)]
+        return sum(shape_of(other)[-1] for other in before)
+
+
+@irdl_op_definition
+class CopyOp(AttnOp):
+    """The elements of a tensor in a place of their own; one head is stored for each of those of the result.
+
+    %k = attn.copy %r : (tensor<1x1x9x64xbf16>) -> tensor<1x4x9x64xbf16>
+    """
+
+    name = "attn.copy"
+
+    x = operand_def(Tensor)
+    result = result_def(Tensor)
+
+    assembly_format = "$x attr-dict `:` functional-type(operands, results)"
+
+    def __init__(self, x: SSAValue, result: Attribute):
+        super().__init__(operands=[x], result_types=[result])
+
+    @override
+    def shape(self) -> Shape:
+        require_same_element(self.name, self.x, self.result)
+        return shapes.copy(shape_of(self.x), shape_of(self.result))
 
 
 @irdl_op_definition

@@ -13,6 +13,8 @@ head h reads kv head h // (query heads // kv heads).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flatc.dialects.diagnostics import FlatcError
 
 Shape = tuple[int, ...]
@@ -146,16 +148,28 @@ def vector(what: str, operand: Shape, name: str, size: int) -> None:
 
 
 def linear(x: Shape, w: Shape) -> Shape:
-    """x [..., I] times w [I, O] gives [..., O]."""
+    """x [..., I] times w [I, O] gives [..., O]; x [B, H, S, I] times w [H, I, O], head by head, gives [B, H, S, O]."""
+    if len(w) == 3:
+        return _linear_by_head(x, w)
     inner = w[-2] if len(w) >= 2 else None
     if not x or inner is None or len(w) != 2 or x[-1] != inner:
         notes: list[str] = []
         if x and inner is not None and x[-1] != inner:
             notes = [f"the last dim of the left side is {x[-1]}, the first of the right side is {inner}"]
         elif len(w) != 2:
-            notes = [f"the right side has {len(w)} dims, a weight has 2: [in, out]"]
+            notes = [f"the right side has {len(w)} dims, a weight has 2: [in, out], or 3: [heads, in, out]"]
         raise FlatcError(f"cannot multiply {text(x)} by {text(w)}", notes=notes)
     return (*x[:-1], w[1])
+
+
+def _linear_by_head(x: Shape, w: Shape) -> Shape:
+    if len(x) != 4 or (x[1], x[3]) != (w[0], w[1]):
+        raise FlatcError(
+            f"cannot multiply {text(x)} by {text(w)} head by head",
+            notes=[f"a weight {text(w)} takes [batch, {w[0]} heads, sequence, {w[1]} features]"],
+            help="use heads(x, H) to split [batch, sequence, H * d] into heads",
+        )
+    return (*x[:3], w[2])
 
 
 def broadcast(left: Shape, right: Shape) -> Shape:
@@ -197,6 +211,25 @@ def features(x: Shape, start: int, stop: int) -> Shape:
             help=f"they count from 0 to {x[-1]}, and at least one is needed" if x else None,
         )
     return (*x[:-1], stop - start)
+
+
+def concat(parts: Sequence[Shape]) -> Shape:
+    """x [..., D] and y [..., E] give [..., D + E]."""
+    first = parts[0]
+    for part in parts:
+        if not part or part[:-1] != first[:-1]:
+            raise FlatcError(
+                f"cannot join the features of {' and '.join(map(text, parts))}",
+                help="all dims but the last must agree; one head is repeated for all",
+            )
+    return (*first[:-1], sum(part[-1] for part in parts))
+
+
+def copy(x: Shape, result: Shape) -> Shape:
+    """x [..., D] keeps its shape, but that [B, 1, S, D] may give [B, H, S, D]."""
+    if result == x or (len(x) == len(result) == 4 and x[1] == 1 and (*x[:1], result[1], *x[2:]) == result):
+        return result
+    raise FlatcError(f"cannot copy {text(x)} to {text(result)}", help="the shapes must agree; one head is repeated")
 
 
 def paged(pool: Shape, table: Shape, rows: int | None = None) -> Shape:

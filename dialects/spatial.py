@@ -42,7 +42,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Self, cast
+from typing import Self
 
 from typing_extensions import override
 from xdsl.dialects.builtin import (
@@ -67,7 +67,6 @@ from xdsl.irdl import (
     IRDLOperation,
     irdl_op_definition,
     lazy_traits_def,
-    operand_def,
     opt_prop_def,
     prop_def,
     region_def,
@@ -90,7 +89,7 @@ from xdsl.utils.exceptions import VerifyException
 from flatc.dialects.accelerator import AcceleratorAttr, Array
 from flatc.dialects.flat import MappingAttr, parse_mapping_attribute
 from flatc.dialects.on_array import OnArray, array_properties, on_array_of, parse_on_array
-from flatc.dialects.parsing import float_text, parse_known_operand, parse_known_operands
+from flatc.dialects.parsing import float_text, parse_known_operands
 from flatc.dialects.quasi_affine import Expr
 from flatc.dialects.score_functions import ScoreFunctionAttr
 from flatc.dialects.spatial_tables import RopeTableOp
@@ -113,7 +112,7 @@ from flatc.dialects.spatial_types import (
     TokenType,
     print_expr,
 )
-from flatc.dialects.spatial_views import ExtendOp, PagedOp, SliceOp
+from flatc.dialects.spatial_views import ExtendOp, PagedOp, SliceOp, ViewOp, storage
 
 __all__ = [
     "VECTOR_KINDS",
@@ -300,109 +299,6 @@ class OffchipOp(IRDLOperation):
 
     def __init__(self, label: str, type: TensorRefType):
         super().__init__(properties={"label": StringAttr(label)}, result_types=[type])
-
-
-@irdl_op_definition
-class ViewOp(IRDLOperation):
-    """The same off-chip bytes under another shape: heads split into (kv head, group), for instance.
-
-        %v = spatial.view %q : !spatial.tensor<2x8x5x4xf32> -> !spatial.tensor<2x2x4x5x4xf32>
-        %h = spatial.view %x order [0, 2, 1, 3] : !spatial.tensor<2x5x8x4xf32> -> !spatial.tensor<2x8x5x4xf32>
-
-    With an `order` the dims are taken in that order, as a transposed view of an array takes them; without one, the
-    elements are numbered anew in the same order. Dims of a tensor whose elements are not in their order can be
-    split and not be joined. Nothing moves.
-    """
-
-    name = "spatial.view"
-    source = operand_def(TensorRefType)
-    order = opt_prop_def(ArrayAttr[IntAttr])
-    tensor = result_def(TensorRefType)
-    traits = traits_def(Pure())
-
-    def __init__(self, source: SSAValue, type: TensorRefType, order: Sequence[int] | None = None):
-        properties = {"order": None if order is None else ArrayAttr([IntAttr(dim) for dim in order])}
-        super().__init__(operands=[source], properties=properties, result_types=[type])
-
-    @property
-    def dims_order(self) -> tuple[int, ...] | None:
-        """Which dim of the source each dim is, if they are taken in another order."""
-        return None if self.order is None else tuple(dim.data for dim in self.order)
-
-    @override
-    def verify_(self) -> None:
-        source, target, order = cast(TensorRefType, self.source.type), self.tensor.type, self.dims_order
-        if source.bytes != target.bytes or source.element_type != target.element_type:
-            raise VerifyException(f"spatial.view cannot turn {source} into {target}: the sizes differ")
-        if order is not None:
-            taken = tuple(source.dims[dim] for dim in order if dim < len(source.dims))
-            if sorted(order) != list(range(len(source.dims))) or taken != target.dims:
-                raise VerifyException(f"spatial.view cannot turn {source} into {target} by the order {list(order)}")
-        elif not is_contiguous(self.source) and not _only_splits(source.dims, target.dims):
-            raise VerifyException(
-                f"spatial.view cannot turn {source} into {target}: its elements do not lie in this order, so "
-                "dims can be split and not be joined"
-            )
-
-    @classmethod
-    @override
-    def parse(cls, parser: Parser) -> Self:
-        source = parse_known_operand(parser)
-        order = None
-        if parser.parse_optional_keyword("order"):
-            order = parser.parse_comma_separated_list(parser.Delimiter.SQUARE, parser.parse_integer)
-        attributes = parser.parse_optional_attr_dict()
-        parser.parse_punctuation(":")
-        start = parser.pos
-        if parser.parse_type() != source.type:
-            parser.raise_error(f"the source has type {source.type}", start)
-        parser.parse_punctuation("->")
-        type = parser.parse_type()
-        if not isinstance(type, TensorRefType):
-            parser.raise_error(f"expected a !spatial.tensor type, got {type}", start)
-        op = cls(source, type, order)
-        op.attributes |= attributes
-        return op
-
-    @override
-    def print(self, printer: Printer) -> None:
-        printer.print_string(" ")
-        printer.print_ssa_value(self.source)
-        if self.dims_order is not None:
-            printer.print_string(f" order {list(self.dims_order)}")
-        printer.print_op_attributes(self.attributes)
-        printer.print_string(" : ")
-        printer.print_attribute(self.source.type)
-        printer.print_string(" -> ")
-        printer.print_attribute(self.tensor.type)
-
-
-def is_contiguous(tensor: SSAValue) -> bool:
-    """Whether the elements of a tensor lie in the order of its dims: no view behind it takes others, or in another."""
-    while isinstance(tensor.owner, ViewOp):
-        if tensor.owner.order is not None:
-            return False
-        tensor = tensor.owner.source
-    return not isinstance(tensor.owner, SliceOp | PagedOp)
-
-
-def storage(tensor: SSAValue) -> SSAValue:
-    """The tensor itself behind views and windows of it; of a cache that grows, the cache; of pages, the pool."""
-    while isinstance(tensor.owner, ViewOp | SliceOp | ExtendOp | PagedOp):
-        tensor = tensor.owner.source
-    return tensor
-
-
-def _only_splits(source: Sequence[int], target: Sequence[int]) -> bool:
-    """Whether every dim of `target` is a part of one dim of `source`."""
-    parts = list(target)
-    for size in source:
-        product = 1
-        while parts and (product != size or parts[0] == 1):
-            product *= parts.pop(0)
-        if product != size:
-            return False
-    return not parts
 
 
 @irdl_op_definition

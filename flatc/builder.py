@@ -281,7 +281,9 @@ def _join_biases(block: Block) -> None:
     for add in [op for op in block.ops if isinstance(op, AddOp)]:
         for product, bias in ((add.left, add.right), (add.right, add.left)):
             linear = product.owner
-            if not isinstance(linear, LinearOp) or linear.bias is not None or not product.has_one_use():
+            if not isinstance(linear, LinearOp) or linear.by_head or linear.bias is not None:
+                continue
+            if not product.has_one_use():
                 continue
             if attn.shape_of(bias) != attn.shape_of(product)[-1:]:
                 continue
@@ -481,7 +483,10 @@ class Graph:
     # The layer around attention
 
     def linear(self, x: Tensor, w: Tensor, bias: Tensor | None = None, *, at: Position | None = None) -> Tensor:
-        """x [..., I] times w [I, O], plus a bias [O]; `x @ w` means the same."""
+        """x [..., I] times w [I, O], plus a bias [O]; `x @ w` means the same.
+
+        With a weight for each head, x [B, H, S, I] times w [H, I, O] gives [B, H, S, O], without a bias.
+        """
         shape = _guard(at, lambda: shapes.linear(x.shape, w.shape))
         stored = next((t.dtype for t in (x, w) if self._is_float(t)), self._storage())
         result = self._type(shape, stored)
@@ -519,6 +524,19 @@ class Graph:
         """Features `start` up to, and without, `stop` of the last dim; nothing moves."""
         shape = _guard(at, lambda: shapes.features(x.shape, start, stop))
         return self._emit(attn.FeaturesOp(x.value, start, self._type(shape, x.dtype)), at)
+
+    def concat(self, *parts: Tensor, at: Position | None = None) -> Tensor:
+        """[..., D] and [..., E] to [..., D + E]; a part [B, 1, S, D] is repeated for the heads of the others."""
+        heads = max((part.shape[1] for part in parts if len(part.shape) == 4), default=1)
+        parts = tuple(self._for_heads(part, heads, at) for part in parts)
+        shape = _guard(at, lambda: shapes.concat([part.shape for part in parts]))
+        return self._emit(attn.ConcatOp([part.value for part in parts], self._type(shape, parts[0].dtype)), at)
+
+    def _for_heads(self, x: Tensor, heads: int, at: Position | None) -> Tensor:
+        """One head repeated for so many; others are left as they are."""
+        if len(x.shape) != 4 or x.shape[1] != 1 or heads == 1:
+            return x
+        return self._emit(attn.CopyOp(x.value, self._type((x.shape[0], heads, *x.shape[2:]), x.dtype)), at)
 
     def paged(self, pool: Tensor, table: Tensor, *, keys: int | None = None, at: Position | None = None) -> Tensor:
         """Keys or values [B, KV, keys, D] that lie in blocks of a pool [blocks, KV, block, D], where an i32 table says.

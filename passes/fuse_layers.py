@@ -11,7 +11,11 @@ becomes one, so that what one of them computes goes to the next without leaving 
                                                }
 
 Appending to a cache is a kernel too, which copies, unless what is appended comes straight from another kernel: then
-that one stores into the cache.
+that one stores into the cache. So it is with the parts of `attn.concat`: each is stored in place by the kernel that
+computes it, and what no kernel computes is copied there:
+
+    %t = attn.concat %q, %r ...        -->     %c = flat.fused "copy_q" (%a = %q) { attn.copy %a ... }
+                                               %t = attn.concat %c, %r ...
 
 A chain goes on to the first operator that uses its result, and runs where its last operator stands; what others use
 later, such as the sum that a residual connection takes around a norm and a feed-forward, is a result of the kernel too.
@@ -34,18 +38,12 @@ from xdsl.dialects.func import FuncOp
 from xdsl.ir import Block, Operation, SSAValue
 from xdsl.passes import ModulePass
 
-from flatc.dialects.attn import (
-    ActivationOp,
-    AppendOp,
-    FeaturesOp,
-    LinearOp,
-    NormOp,
-    SplitHeadsOp,
-)
+from flatc.dialects.attn import ActivationOp, AppendOp, ConcatOp, CopyOp, LinearOp, NormOp
 from flatc.dialects.attn_op import AttnOp
 from flatc.dialects.flat import FusedOp
 from flatc.dialects.frozen import frozen
 from flatc.passes.kernels.fused_region import fuse_operators, unused_name
+from flatc.passes.kernels.placement import stored_in
 from flatc.passes.kernels.vector_region import CHAIN_OPS
 
 
@@ -66,20 +64,16 @@ def find_kernels(block: Block) -> list[LayerKernel]:
     taken: set[Operation] = set()
     for op in block.ops:
         if isinstance(op, LinearOp):
-            found.append(LayerKernel(_product_name(op), (op,)))
-        elif isinstance(op, AppendOp) and not _is_computed(op.new):
-            found.append(LayerKernel(f"append_{op.cache.name_hint}" if op.cache.name_hint else "append", (op,)))
+            found.append(LayerKernel(_name("linear", op.w), (op,)))
+        elif isinstance(op, AppendOp) and stored_in(op.new) is not op:
+            found.append(LayerKernel(_name("append", op.cache), (op,)))
+        elif isinstance(op, CopyOp):
+            found.append(LayerKernel(_name("copy", op.x), (op,)))
         elif isinstance(op, CHAIN_OPS) and op not in taken:
             chain = _chain(op, taken)
             taken.update(chain)
             found.append(LayerKernel("_".join(_short_name(link) for link in chain), tuple(chain)))
     return found
-
-
-def _is_computed(value: SSAValue) -> bool:
-    """Whether a kernel gives a tensor as it is: it is no input, and no view of another tensor."""
-    moves_nothing = isinstance(value.owner, SplitHeadsOp | AppendOp | FeaturesOp)
-    return isinstance(value.owner, AttnOp | FusedOp) and not moves_nothing
 
 
 def _chain(first: AttnOp, taken: set[Operation]) -> list[AttnOp]:
@@ -104,8 +98,8 @@ def _may_move(chain: Sequence[AttnOp], last: AttnOp) -> bool:
     return all(last.is_before_in_block(user) for user in users)
 
 
-def _product_name(op: LinearOp) -> str:
-    return f"linear_{op.w.name_hint}" if op.w.name_hint else "linear"
+def _name(kind: str, value: SSAValue) -> str:
+    return f"{kind}_{value.name_hint}" if value.name_hint else kind
 
 
 def _short_name(op: AttnOp) -> str:
@@ -114,6 +108,18 @@ def _short_name(op: AttnOp) -> str:
 
 
 # --- Rewrite --------------------------------------------------------------------------------------------
+
+
+def copy_parts(block: Block) -> None:
+    """Puts a copy in front of what is joined and that no kernel can store in place."""
+    for op in [op for op in block.ops if isinstance(op, ConcatOp)]:
+        for index, part in enumerate(op.parts):
+            if stored_in(part) is op and part not in op.parts[:index]:
+                continue
+            copy = CopyOp(part, part.type)
+            copy.location, copy.result.name_hint = op.location, part.name_hint
+            block.insert_op_before(copy, op)
+            op.operands[index] = copy.result
 
 
 @dataclass(frozen=True)
@@ -127,5 +133,6 @@ class FuseLayersPass(ModulePass):
         used = {fused.kernel.data for fused in op.walk() if isinstance(fused, FusedOp)}
         for function in [function for function in op.walk() if isinstance(function, FuncOp)]:
             for block in function.body.blocks:
+                copy_parts(block)
                 for kernel in find_kernels(block):
                     fuse_operators(unused_name(kernel.name, used), kernel.ops)

@@ -27,6 +27,8 @@ that gives it in the cache's order, else by one that copies it there.
     %t = attn.append %ck, %k                         %t = spatial.extend %ck : <BxHxPxD...> -> <BxHx(P+S)xD...>
                                                      %w = spatial.slice %t at [0, 0, P, 0] : ... -> <BxHxSxD...>
 
+So are the parts of `attn.concat` stored into windows of it (`kernels/placement.py`).
+
 The module must hold the accelerator (for what its array permits); addresses are given later, by `allocate-buffers`.
 """
 
@@ -44,7 +46,7 @@ from xdsl.ir import Attribute, Block, Region, SSAValue
 from xdsl.passes import ModulePass
 
 from flatc.dialects.accelerator import Accelerator, accelerator_of
-from flatc.dialects.attn import AppendOp, FeaturesOp, MergeHeadsOp, PagedOp, SplitHeadsOp
+from flatc.dialects.attn import AppendOp, ConcatOp, FeaturesOp, MergeHeadsOp, PagedOp, SplitHeadsOp
 from flatc.dialects.diagnostics import FlatcError, position_of
 from flatc.dialects.flat import FusedOp, MappingAttr
 from flatc.dialects.kernel_mapping import KernelMapping
@@ -60,7 +62,10 @@ from flatc.dialects.spatial import (
 )
 from flatc.dialects.spatial import PagedOp as SpatialPagedOp
 from flatc.dialects.spatial import ReturnOp as ScheduleReturnOp
+from flatc.dialects.spatial_views import can_be_viewed_as
 from flatc.passes.cost.bounds import AnyProblem, is_written
+from flatc.passes.kernels.fused_region import unused_name
+from flatc.passes.kernels.placement import in_order_of_rows, stored_in
 from flatc.passes.kinds.registry import kind_of
 
 
@@ -96,6 +101,8 @@ class _Lowering:
         self.windows: dict[SSAValue, SSAValue] = {}
         # Caches that rows were appended to.
         self.grown: set[SSAValue] = set()
+        # Names of what is joined of parts.
+        self.labels: set[str] = set()
         for old, new in zip(function.body.block.args, self.block.args, strict=True):
             new.name_hint = old.name_hint
             self.tensors[old] = new
@@ -115,8 +122,8 @@ class _Lowering:
                 paged.tensor.name_hint = op.result.name_hint
                 self.block.add_op(paged)
                 self.tensors[op.result] = paged.tensor
-            elif isinstance(op, AppendOp) and op.result in self.tensors:
-                continue  # what it appends was stored by the kernel that computed it
+            elif isinstance(op, AppendOp | ConcatOp) and op.result in self.tensors:
+                continue  # what it puts there was stored by the kernels that computed it
             elif isinstance(op, ReturnOp):
                 self.block.add_op(ScheduleReturnOp([self.tensors[value] for value in op.arguments]))
             else:
@@ -158,6 +165,8 @@ class _Lowering:
                     if isinstance(further.operation, ReturnOp):
                         return self._output_names()[further.index]
         owner = value.owner
+        if isinstance(owner, ConcatOp):
+            return unused_name(f"concat_{value.name_hint}" if value.name_hint else "concat", self.labels)
         assert isinstance(owner, FusedOp)
         name, index = owner.kernel.data, cast("list[SSAValue]", list(owner.results)).index(value)
         return f"{name}_{index}" if index else name
@@ -172,7 +181,20 @@ class _Lowering:
             outside[value] = result
             self._declare(value, result, outside)
         shapes = kind.tensor_shapes(region.problem)
-        tensors = {role: self._tensor(role, outside[value], shapes[role]) for role, value in region.values.items()}
+        tensors: dict[str, SSAValue] = {}
+        for role, value in region.values.items():
+            tensor = self._tensor(role, outside[value])
+            if role in region.by_head:
+                batch, heads, rows, width = cast(TensorRefType, tensor.type).dims
+                tensor = self._viewed_as(tensor, (heads, batch, rows, width), order=(1, 0, 2, 3))
+            if not can_be_viewed_as(tensor, shapes[role]):
+                raise FlatcError(
+                    f"kernel '{name}' cannot be compiled yet: it takes all rows of {list(_reference(value.type).dims)} "
+                    "together, and they do not lie at even distances",
+                    position=position_of(fused),
+                    help="give the graph one sequence, or an input whose heads are merged, for heads(x, H)",
+                )
+            tensors[role] = self._viewed(tensor, shapes[role])
         op = build_kernel(fused, mapping, region.problem, tensors)
         op.strategy = fused.strategy
         self.block.add_op(op)
@@ -183,12 +205,21 @@ class _Lowering:
         """Gives the result of a kernel its tensor; `value` is what the kernel's region yields for it."""
         if isinstance(value.owner, AppendOp):
             self.tensors[result], self.windows[result] = self._grown(value.owner, outside[value.owner.cache])
-            return
-        append = next((use.operation for use in result.uses if isinstance(use.operation, AppendOp)), None)
-        if append is None or append.cache is result:
-            self._offchip(result)
-            return
-        self.tensors[append.result], self.tensors[result] = self._grown(append, append.cache)
+        else:
+            self._place(result)
+
+    def _place(self, value: SSAValue) -> SSAValue:
+        """The tensor that a value is stored into: its own, or a window of what it is put into."""
+        if value in self.tensors:
+            return self.tensors[value]
+        match stored_in(value):
+            case None:
+                self._offchip(value)
+            case AppendOp() as append:
+                self.tensors[append.result], self.tensors[value] = self._grown(append, append.cache)
+            case ConcatOp() as concat:
+                self._window(value, self._place(concat.result), concat.start_of(value))
+        return self.tensors[value]
 
     def _grown(self, append: AppendOp, cache: SSAValue) -> tuple[SSAValue, SSAValue]:
         """The cache with room for what is appended, and the window of it that this goes to.
@@ -215,46 +246,60 @@ class _Lowering:
         self.block.add_ops([extended, window])
         return extended.tensor, window.tensor
 
-    def _tensor(self, role: str, value: SSAValue, shape: Sequence[int]) -> SSAValue:
-        """The tensor of a role of a kernel, as the kernel wants it."""
-        return self.windows[value] if is_written(role) and value in self.windows else self._viewed(value, shape)
+    def _tensor(self, role: str, value: SSAValue) -> SSAValue:
+        """The tensor that a kernel reads in a role, or writes."""
+        return self.windows[value] if is_written(role) and value in self.windows else self.tensors[value]
 
     def _offchip(self, value: SSAValue) -> None:
         """Declares the tensor of a kernel's result. Where heads are joined later, it lies in that order."""
-        joined = next((use.operation for use in value.uses if isinstance(use.operation, MergeHeadsOp)), None)
-        op = OffchipOp(self._label(value), _reference(joined.result.type if joined else value.type))
-        op.tensor.name_hint = value.name_hint or self._label(value)
+        type, label = _reference(value.type), self._label(value)
+        joined = any(isinstance(use.operation, MergeHeadsOp) for use in value.uses) or in_order_of_rows(value)
+        if joined:
+            batch, heads, rows, width = type.dims
+            type = TensorRefType((batch, rows, heads * width), type.element_type)
+        op = OffchipOp(label, type)
+        op.tensor.name_hint = value.name_hint or label
         self.block.add_op(op)
         self.tensors[value] = op.tensor
-        if joined is not None:
+        if joined:
             self._with_heads(op.tensor, value)
 
     def _with_heads(self, joined: SSAValue, value: SSAValue) -> None:
         """Lets `value` [B, H, S, D] be a view of its elements [B, S, H * D]."""
         batch, heads, rows, width = _reference(value.type).dims
-        split = self._viewed_as(joined, (batch, rows, heads, width))
+        split = self._viewed(joined, (batch, rows, heads, width))
         self.tensors[value] = self._viewed_as(split, (batch, heads, rows, width), order=(0, 2, 1, 3))
         self.joined[value] = joined
 
     def _join_heads(self, op: MergeHeadsOp) -> None:
-        if op.x not in self.joined:
+        """Lets joined heads be a view of the tensor, where it lies so, as one head or one row does in any case."""
+        merged = _reference(op.result.type).dims
+        if op.x in self.joined:
+            self.tensors[op.result] = self.joined[op.x]
+            return
+        batch, heads, rows, width = _reference(op.x.type).dims
+        turned = self._viewed_as(self.tensors[op.x], (batch, rows, heads, width), order=(0, 2, 1, 3))
+        if not can_be_viewed_as(turned, merged):
             raise FlatcError(
                 f"{op.name} cannot be compiled yet: the elements of its input lie head by head, and would have to move",
                 position=position_of(op),
                 help="merge what a kernel computes, or give the graph its input with heads merged",
             )
-        self.tensors[op.result] = self.joined[op.x]
+        self.tensors[op.result] = self._viewed(turned, merged)
 
     def _features(self, op: FeaturesOp) -> None:
         """Lets some features of a tensor be a window of it."""
-        source, type = self.tensors[op.x], _reference(op.result.type)
-        window = SliceOp(source, (*[0] * (len(type.dims) - 1), op.start.value.data), type)
-        window.tensor.name_hint = op.result.name_hint
-        self.block.add_op(window)
-        self.tensors[op.result] = window.tensor
+        self._window(op.result, self.tensors[op.x], op.start.value.data)
 
-    def _viewed(self, value: SSAValue, shape: Sequence[int]) -> SSAValue:
-        tensor = self.tensors[value]
+    def _window(self, value: SSAValue, source: SSAValue, start: int) -> None:
+        """Lets a value be some features of a tensor, from `start` on."""
+        type = _reference(value.type)
+        window = SliceOp(source, (*[0] * (len(type.dims) - 1), start), type)
+        window.tensor.name_hint = value.name_hint
+        self.block.add_op(window)
+        self.tensors[value] = window.tensor
+
+    def _viewed(self, tensor: SSAValue, shape: Sequence[int]) -> SSAValue:
         return tensor if cast(TensorRefType, tensor.type).dims == tuple(shape) else self._viewed_as(tensor, shape)
 
     def _viewed_as(self, tensor: SSAValue, shape: Sequence[int], order: Sequence[int] | None = None) -> SSAValue:

@@ -24,16 +24,21 @@ from tests.support import lower_mapped
 
 @dataclass(frozen=True)
 class Product:
-    """A product x[rows, k] . w[k, n], with a bias or without."""
+    """A product x[rows, k] . w[k, n], with a bias or without; with a weight for each of several heads, without."""
 
     rows: tuple[int, ...] = (2, 7)
     n: int = 12
     k: int = 10
     bias: bool = True
+    heads: int = 1
 
     def graph(self, dtype: str = "bf16", softmax: str = "f32") -> ModuleOp:
         """The module of `output y = x @ w + b`."""
         graph = Graph("product", dtype=dtype, softmax=softmax)
+        if self.heads > 1:
+            x, w = graph.input("x", [*self.rows, self.heads * self.k]), graph.input("w", [self.heads, self.k, self.n])
+            graph.output(graph.heads(x, self.heads) @ w, names=["y"])
+            return graph.module()
         x, w = graph.input("x", [*self.rows, self.k]), graph.input("w", [self.k, self.n])
         bias = graph.input("b", [self.n]) if self.bias else None
         graph.output(graph.linear(x, w, bias=bias), names=["y"])
@@ -77,11 +82,13 @@ class ProductCase:
 def random_product_case(rng: random.Random, accelerators: Sequence[str] = ("edge", "cloud")) -> ProductCase:
     """One product and one mapping of it that fits, tried until the verifier of schedules accepts it."""
     while True:
+        heads = rng.choice([1, 1, 2, 5])
         product = Product(
-            rng.choice([(1,), (13,), (2, 7), (3, 5, 2), (64,)]),
+            rng.choice([(1,), (13,), (2, 7), (3, 5, 2), (64,)] if heads == 1 else [(1, 1), (1, 13), (4, 1), (2, 7)]),
             rng.choice([1, 7, 32, 45]),
             rng.choice([1, 5, 33, 64]),
-            rng.random() < 0.5,
+            heads == 1 and rng.random() < 0.5,
+            heads,
         )
         types = rng.choice([("bf16", "f32"), ("f64", "f64"), ("f32", "f32")])
         problem, accelerator = problem_of(product, *types), load(rng.choice(accelerators))

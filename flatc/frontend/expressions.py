@@ -180,7 +180,7 @@ class Expressions:
             *before, (_, w) = operand.rest
             x = self.tensor(Chain(operand.at, operand.first, tuple(before)) if before else operand.first)
             weight = self.tensor(w)
-            fits = bias.shape == weight.shape[-1:]
+            fits = bias.shape == weight.shape[-1:] and len(weight.shape) == 2
             with reposition(self._source, operand.at):
                 product = self._graph.linear(x, weight, bias if fits else None, at=operand.at)
             return product, index + (2 if fits else 1)

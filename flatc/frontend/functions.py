@@ -54,6 +54,7 @@ FUNCTIONS: Mapping[str, Signature] = {
     "heads": Signature({"x": "tensor", "heads": "whole"}),
     "merge": Signature({"x": "tensor"}),
     "features": Signature({"x": "tensor", "start": "whole", "stop": "whole"}),
+    "concat": Signature({"x": "tensor", "y": "tensor"}),
     "paged": Signature({"pool": "tensor", "table": "tensor"}, {"keys": "whole"}),
     "append": Signature({"cache": "tensor", "new": "tensor"}),
     "rope": Signature({"x": "tensor"}, {"start": "whole", "base": "real", "dims": "whole", "interleaved": "flag"}),

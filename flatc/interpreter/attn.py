@@ -240,6 +240,16 @@ def _features(op: attn.FeaturesOp, operands: Sequence[Array], precision: Precisi
     return [operands[0][..., start : start + shape_of(op.result)[-1]]]
 
 
+@meaning(attn.ConcatOp)
+def _concat(op: attn.ConcatOp, operands: Sequence[Array], precision: Precision) -> list[Array]:
+    return [np.concatenate(operands, axis=-1)]
+
+
+@meaning(attn.CopyOp)
+def _copy(op: attn.CopyOp, operands: Sequence[Array], precision: Precision) -> list[Array]:
+    return [np.broadcast_to(operands[0], shape_of(op.result)).copy()]
+
+
 @meaning(attn.PagedOp)
 def _paged(op: attn.PagedOp, operands: Sequence[Array], precision: Precision) -> list[Array]:
     pool, table = operands

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.frozen import frozen
@@ -120,6 +120,7 @@ def peak_buffer_bytes(problem: ProductProblem, structure: ProductStructure, colu
 class _Turns:
     """How often things happen: trips of each loop, turns in which x, w and the bias are loaded."""
 
+    heads: int
     m: Any
     n: Any
     k: Any
@@ -129,8 +130,14 @@ class _Turns:
 
     @property
     def tiles(self) -> Any:
-        """Tiles of the result."""
-        return self.m * self.n
+        """Tiles of the result, of all heads."""
+        return self.heads * self.m * self.n
+
+    def loads(self, role: Literal["x", "w"], level: str) -> Any:
+        """How often a tile or strip of x or of w is loaded."""
+        if level == "k":
+            return self.tiles * self.k
+        return self.heads * (self.x * self.m if role == "x" else self.w * self.n)
 
 
 def _turns(problem: ProductProblem, structure: ProductStructure, columns: ProductColumns) -> _Turns:
@@ -142,23 +149,22 @@ def _turns(problem: ProductProblem, structure: ProductStructure, columns: Produc
     x = n if s.x_level == "k" else 1 + (x_kept - 1) * (m > 1)
     bias = 1 + (w_kept - 1) * (n > 1)
     w = m if s.w_level == "k" else bias
-    return _Turns(m, n, k, x, w, bias)
+    return _Turns(p.heads, m, n, k, x, w, bias)
 
 
 def tensor_bytes(problem: ProductProblem, structure: ProductStructure, columns: ProductColumns) -> dict[str, Any]:
     """Off-chip bytes by role."""
     p, turns = problem, _turns(problem, structure, columns)
-    found = {"x": turns.x * (p.m * p.k * p.x_bytes), "w": turns.w * (p.k * p.n * p.w_bytes)}
-    if p.bias_bytes is not None:
-        found["bias"] = turns.bias * (p.n * p.bias_bytes)
-    found["result"] = columns.m * 0 + p.m * p.n * p.output_bytes
-    return found
+    once = p.compulsory_bytes()
+    found = {"x": turns.x * once["x"], "w": turns.w * once["w"]}
+    if p.has_bias:
+        found["bias"] = turns.bias * once["bias"]
+    return found | {"result": columns.m * 0 + once["result"]}
 
 
 def _transfers(structure: ProductStructure, turns: _Turns, *, bias: bool) -> tuple[Any, Any]:
     """How many loads and how many stores."""
-    x = turns.tiles * turns.k if structure.x_level == "k" else turns.x * turns.m
-    w = turns.tiles * turns.k if structure.w_level == "k" else turns.w * turns.n
+    x, w = turns.loads("x", structure.x_level), turns.loads("w", structure.w_level)
     return x + w + (turns.bias * turns.n if bias else 0), turns.tiles
 
 
@@ -207,7 +213,7 @@ class ProductCounts:
         """(how many, rows, columns) of each kind of tile of the result."""
         for ms, m in _kinds(self.problem.m, self.columns.m):
             for ns, n in _kinds(self.problem.n, self.columns.n):
-                yield ms * ns, m, n
+                yield self.problem.heads * ms * ns, m, n
 
     def _array_cycles(self, m: Any, n: Any, k: Any) -> ArrayCycles:
         fold = (self.columns.fold_rows, self.columns.fold_columns)
@@ -423,8 +429,7 @@ class _Times:
         x_cycle = self.x_loading + (between + products if s.x_level == "k" else counts.array)
         w_cycle = self.w_loading + (products if s.w_level == "k" else counts.array)
         # What is loaded once for the kernel waits for nobody.
-        x_turns = turns.tiles * turns.k if s.x_level == "k" else turns.x * turns.m
-        w_turns = turns.tiles * turns.k if s.w_level == "k" else turns.w * turns.n
+        x_turns, w_turns = turns.loads("x", s.x_level), turns.loads("w", s.w_level)
         found = [x_cycle / c.x_slots * (x_turns > 1), w_cycle / c.w_slots * (w_turns > 1)]
         finished = counts.array + counts.last_skew + counts.vector
         if counts.problem.own_result:

@@ -12,6 +12,9 @@
 
 Loops of one trip are left out, but for the outermost; what is kept at a loop that is left out is loaded once, before
 everything. All loops are one pipeline: the store of one tile overlaps the products of the next.
+
+Where every head has a weight of its own, a loop over heads stands around all of this, and tensors and tiles begin with
+a dim for it, of one head in a tile; what is kept at a loop that is left out is loaded once for each head.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from flatc.passes.kernels.product_problem import ProductProblem
 
 @frozen
 class ProductTensors:
-    """The tensors off chip, of two dims each (the bias [1, n]), and the type of the sums."""
+    """The tensors off chip, as `ProductProblem.shape` has them, and the type of the sums."""
 
     x: SSAValue
     w: SSAValue
@@ -47,11 +50,13 @@ class ProductNest(Nest):
         super().__init__()
         self.problem, self.mapping, self.tensors = problem, mapping, tensors
         tiles = mapping.tiles
-        self.size = {"m": problem.m, "n": problem.n, "k": problem.k}
-        self.tile = {"m": tiles.m, "n": tiles.n, "k": tiles.k}
+        self.by_head = ("head",) if problem.heads > 1 else ()
+        self.size = {"m": problem.m, "n": problem.n, "k": problem.k, "head": problem.heads}
+        self.tile = {"m": tiles.m, "n": tiles.n, "k": tiles.k, "head": 1}
         self.trips = {dim: ceil_divide(self.size[dim], self.tile[dim]) for dim in self.size}
         self.ranges = {dim: (0, trips - 1) for dim, trips in self.trips.items()}
-        self.present = [dim for dim in mapping.order if self.trips[dim] > 1 or dim == mapping.order[0]]
+        nest = (*self.by_head, *mapping.order)
+        self.present = [dim for dim in nest if self.trips[dim] > 1 or dim == nest[0]]
         self.on_chip: dict[str, tuple[Access, SSAValue]] = {}
 
     def build(self) -> list[Operation]:
@@ -89,8 +94,8 @@ class ProductNest(Nest):
             self.on_chip["bias"] = self._load("bias", self.tensors.bias, ("", "n"), keep.sums_slots)
 
     def _stands(self, level: str, dim: str | None) -> bool:
-        """Whether the loop of a level is `dim`; a loop that is left out is the kernel."""
-        return level == dim if level in self.present else dim is None
+        """Whether the loop of a level is `dim`; a loop that is left out is the head's, or the kernel."""
+        return dim == (level if level in self.present else "head" if self.by_head else None)
 
     def _load_x(self, *, whole: bool) -> tuple[Access, SSAValue]:
         return self._load("x", self.tensors.x, ("m", "" if whole else "k"), self.mapping.keep.x_slots)
@@ -102,10 +107,11 @@ class ProductNest(Nest):
         """A tile along both dims; the empty name stands for all of a dim."""
         type = tensor.type
         assert isinstance(type, TensorRefType)
-        shape = [self.tile[dim] if dim else size for dim, size in zip(dims, type.dims, strict=True)]
+        sized = list(zip((*self.by_head, *dims), type.dims, strict=True))
+        shape = [self.tile[dim] if dim else size for dim, size in sized]
         buffer = self.buffer(name.upper() if len(name) == 1 else name, slots, shape, type.element_type)
-        starts = [self._start(dim) if dim else const(0) for dim in dims]
-        extents = [self._extent(dim) if dim else const(size) for dim, size in zip(dims, type.dims, strict=True)]
+        starts = [self._start(dim) if dim else const(0) for dim, _ in sized]
+        extents = [self._extent(dim) if dim else const(size) for dim, size in sized]
         stage = self._stage(self.mapping.stages.load)
         return Access(buffer), self.load(tensor, starts, extents, Access(buffer), stage, name)
 
@@ -114,14 +120,15 @@ class ProductNest(Nest):
         if name in self.on_chip:
             access, loaded = self.on_chip[name]
             term, zero = self._start("k"), const(0)
-            return Access(access.value, (zero, term) if name == "x" else (term, zero)), loaded
+            heads = [zero] * len(self.by_head)
+            return Access(access.value, (*heads, zero, term) if name == "x" else (*heads, term, zero)), loaded
         return self._load_x(whole=False) if name == "x" else self._load_w(whole=False)
 
     # --- Work -------------------------------------------------------------------------------------------
 
     def _tile(self) -> None:
         """One tile of the result: its sums over all of k, what finishes them, and the store."""
-        slots, shape = self.mapping.keep.sums_slots, [self.tile["m"], self.tile["n"]]
+        slots, shape = self.mapping.keep.sums_slots, self._tile_shape()
         streams = self.trips["k"] > 1
         sums = self.buffer("sums", slots, shape, self.tensors.accumulator, 0.0 if streams else None)
         if streams:
@@ -132,28 +139,32 @@ class ProductNest(Nest):
             done = self._multiply(sums, accumulate=False)
         self._finish(sums, done)
 
+    def _tile_shape(self) -> list[int]:
+        return [self.tile[dim] for dim in (*self.by_head, "m", "n")]
+
     def _multiply(self, sums: SSAValue, *, accumulate: bool) -> SSAValue:
         (x, x_loaded), (w, w_loaded) = self._operand("x"), self._operand("w")
         use = self.mapping.array
         timed = self.timed(
-            [self._extent("m"), self._extent("n"), self._extent("k")],
+            [self._extent(dim) for dim in (*self.by_head, "m", "n", "k")],
             [x, w],
             [sums],
             [x_loaded, w_loaded],
             self.mapping.stages.multiply,
         )
         fold = (use.fold_rows, use.fold_columns)
-        op = MatmulOp(timed, stationarity=use.stationarity, batch_rank=0, fold=fold, accumulate=accumulate)
+        rank = len(self.by_head)
+        op = MatmulOp(timed, stationarity=use.stationarity, batch_rank=rank, fold=fold, accumulate=accumulate)
         return self.emit(op, "product")
 
     def _finish(self, sums: SSAValue, done: SSAValue) -> None:
         """Adds the bias or converts, where that is due, and stores."""
-        extents, stages, result = [self._extent("m"), self._extent("n")], self.mapping.stages, sums
+        dims, stages, result = (*self.by_head, "m", "n"), self.mapping.stages, sums
+        starts, extents = [self._start(dim) for dim in dims], [self._extent(dim) for dim in dims]
         if self.problem.own_result:
             type = self.tensors.result.type
             assert isinstance(type, TensorRefType)
-            shape = [self.tile["m"], self.tile["n"]]
-            result = self.buffer("result", self.mapping.keep.y_slots, shape, type.element_type)
+            result = self.buffer("result", self.mapping.keep.y_slots, self._tile_shape(), type.element_type)
         if self.problem.finishes:
             reads, after = [Access(sums)], [done]
             if "bias" in self.on_chip:
@@ -161,5 +172,4 @@ class ProductNest(Nest):
                 reads, after = [*reads, bias], [done, loaded]
             kind = "add" if self.problem.has_bias else "cast"
             done = self.emit(VectorOp(kind, self.timed(extents, reads, [result], after, stages.multiply)), kind)
-        starts = [self._start("m"), self._start("n")]
         self.store(Access(result), self.tensors.result, starts, extents, [done], stages.store)

@@ -1,13 +1,14 @@
 """One matrix product as a problem: y[m, n] = x[m, k] . w[k, n] + bias[n], read off a region or off a schedule.
 
 The rows m are all dims of x but the last, taken together: a weight is the same for every batch and every token, so that
-a tile of rows may hold tokens of several sequences.
+a tile of rows may hold tokens of several sequences. Where every head has a weight of its own, it is as many products
+y[h, m, n] = x[h, m, k] . w[h, k, n], one after the other, whose rows are the tokens of all sequences.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from math import prod
 from typing import cast
 
 from xdsl.dialects.builtin import TensorType
@@ -35,7 +36,8 @@ from flatc.passes.kernels.problem import type_bytes
 class ProductProblem:
     """Sizes of one product; bytes are per element. `bias_bytes` is None where there is no bias.
 
-    `converts_output`: the result is stored in another type than it is summed up in.
+    `converts_output`: the result is stored in another type than it is summed up in. Of the `heads`, each has an x, a
+    weight and a result of these sizes; more than one have no bias.
     """
 
     m: int
@@ -47,6 +49,7 @@ class ProductProblem:
     accumulator_bytes: int
     output_bytes: int
     converts_output: bool = False
+    heads: int = 1
 
     @property
     def has_bias(self) -> bool:
@@ -65,14 +68,20 @@ class ProductProblem:
 
     def least_macs(self) -> int:
         """All of them."""
-        return self.m * self.n * self.k
+        return self.heads * self.m * self.n * self.k
 
     def compulsory_bytes(self) -> dict[str, int]:
         """Each operand once, the result once."""
-        found = {"x": self.m * self.k * self.x_bytes, "w": self.k * self.n * self.w_bytes}
+        heads = self.heads
+        found = {"x": heads * self.m * self.k * self.x_bytes, "w": heads * self.k * self.n * self.w_bytes}
         if self.bias_bytes is not None:
             found["bias"] = self.n * self.bias_bytes
-        return found | {"result": self.m * self.n * self.output_bytes}
+        return found | {"result": heads * self.m * self.n * self.output_bytes}
+
+    def shape(self, role: str) -> tuple[int, ...]:
+        """The shape of a tensor off chip as the kernel takes it; of several heads, one after the other."""
+        shapes = {"x": (self.m, self.k), "w": (self.k, self.n), "bias": (1, self.n), "result": (self.m, self.n)}
+        return shapes[role] if self.heads == 1 else (self.heads, *shapes[role])
 
     def least_vector_counts(self) -> dict[str, int]:
         """None: a machine may start its sums at the bias, and convert as it stores."""
@@ -99,10 +108,11 @@ def match_product(fused: FusedOp) -> tuple[ProductProblem, LinearOp]:
             position=position_of(linear),
         )
     *rows, k = _shape(linear.x)
+    heads = rows.pop(1) if linear.by_head else 1
     output, accumulator = _element(linear.output), linear.accumulator
     problem = ProductProblem(
-        m=math.prod(rows),
-        n=_shape(linear.w)[1],
+        m=prod(rows),
+        n=_shape(linear.w)[-1],
         k=k,
         x_bytes=type_bytes(_element(linear.x)),
         w_bytes=type_bytes(_element(linear.w)),
@@ -110,6 +120,7 @@ def match_product(fused: FusedOp) -> tuple[ProductProblem, LinearOp]:
         accumulator_bytes=type_bytes(accumulator),
         output_bytes=type_bytes(output),
         converts_output=accumulator != output,
+        heads=heads,
     )
     return problem, linear
 
@@ -136,9 +147,10 @@ def read_product(kernel: KernelOp) -> tuple[ProductProblem, dict[str, SSAValue]]
         return None
     (product,), (store,) = products, stores
     values = _tensors(product, vectors, store, loads)
-    if values is None or any(len(_dims(value)) != 2 for value in values.values()):
+    rank = product.batch_rank.data + 2
+    if values is None or rank > 3 or any(len(_dims(value)) != rank for value in values.values()):
         return None
-    (m, k), (_, n) = _dims(values["x"]), _dims(values["w"])
+    (*heads, m, k), (*_, n) = _dims(values["x"]), _dims(values["w"])
     sums, result = cast(BufferType, product.writes[0].type), cast(TensorRefType, values["result"].type)
     problem = ProductProblem(
         m=m,
@@ -150,16 +162,16 @@ def read_product(kernel: KernelOp) -> tuple[ProductProblem, dict[str, SSAValue]]
         accumulator_bytes=sums.element_bytes,
         output_bytes=result.element_bytes,
         converts_output=sums.element_type != result.element_type,
+        heads=prod(heads),
     )
-    shapes = {"x": (m, k), "w": (k, n), "bias": (1, n), "result": (m, n)}
-    return (problem, values) if all(_dims(values[role]) == shapes[role] for role in values) else None
+    return (problem, values) if all(_dims(values[role]) == problem.shape(role) for role in values) else None
 
 
 def _tensors(
     product: MatmulOp, vectors: Sequence[VectorOp], store: StoreOp, loads: dict[SSAValue, LoadOp]
 ) -> dict[str, SSAValue] | None:
     """The tensors by role, if the operations are connected as in a product's kernel."""
-    if product.transposed is not None or product.scale is not None or product.batch_rank.data:
+    if product.transposed is not None or product.scale is not None:
         return None
     buffers = {"x": product.reads[0], "w": product.reads[1]}
     before: TimedOp = product

@@ -1,4 +1,4 @@
-"""Appending rows to a cache as a kind of kernel: a copy, where no kernel could store the rows there itself."""
+"""Appending rows to a cache and other copies as a kind of kernel, where no kernel could store the rows there itself."""
 
 from __future__ import annotations
 
@@ -12,13 +12,19 @@ from xdsl.ir import Operation, SSAValue
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.append_mapping import TILED, AppendMapping
-from flatc.dialects.attn import AppendOp
+from flatc.dialects.attn import AppendOp, CopyOp
 from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.flat import FusedOp
 from flatc.dialects.spatial import KernelOp
 from flatc.passes.cost.closed_form import ClosedForm
 from flatc.passes.cost.primitive_costs import Work, ceil_divide, energy_pj
-from flatc.passes.kernels.append_rows import AppendProblem, build_append, match_append, read_append
+from flatc.passes.kernels.append_rows import (
+    AppendProblem,
+    build_append,
+    match_append,
+    read_append,
+    rows_of,
+)
 from flatc.passes.kernels.schedule_problem import Part
 from flatc.passes.kinds.kind import KernelKind, Region
 from flatc.passes.mapping.map_space import tile_sizes
@@ -34,18 +40,20 @@ class AppendKind(KernelKind[AppendProblem, AppendMapping]):
 
     @override
     def computes(self, ops: Sequence[Operation]) -> bool:
-        return any(isinstance(op, AppendOp) for op in ops)
+        return any(isinstance(op, AppendOp | CopyOp) for op in ops)
 
     @override
     def match(self, fused: FusedOp) -> Region[AppendProblem]:
         problem, op = match_append(fused)
-        return Region(problem, {"new": op.new, "result": op.result})
+        return Region(problem, {"new": rows_of(op), "result": op.result})
 
     @override
     def check(self, problem: AppendProblem, mapping: AppendMapping, accelerator: Accelerator, kernel: str) -> None:
         for name, tile, size in zip(TILED, mapping.tiles, problem.shape, strict=False):
             if tile > size:
                 raise FlatcError(f"{kernel}: the tile of {name} is {tile}, and there are only {size}")
+        if problem.repeated and mapping.head > 1:
+            raise FlatcError(f"{kernel}: one head is loaded, and the tile of head is {mapping.head}", help="make it 1")
 
     @override
     def find(
@@ -73,7 +81,7 @@ class AppendKind(KernelKind[AppendProblem, AppendMapping]):
         found = {"latency": latency, "energy": energy, "edp": latency * energy}
         found["offchip"] = float(cost.offchip_bytes[0])
         order = [objective, *(other for other in OBJECTIVES if other != objective)]
-        return (*(found[name] for name in order), _transfers(problem, mapping), _peak_bytes(problem, mapping))
+        return (*(found[name] for name in order), sum(_transfers(problem, mapping)), _peak_bytes(problem, mapping))
 
     @override
     def shortened(self, problem: AppendProblem, mapping: AppendMapping) -> AppendProblem:
@@ -86,7 +94,7 @@ class AppendKind(KernelKind[AppendProblem, AppendMapping]):
 
     @override
     def tensor_shapes(self, problem: AppendProblem) -> dict[str, tuple[int, ...]]:
-        return {"new": problem.shape, "result": problem.shape}
+        return {"new": problem.loaded_shape, "result": problem.shape}
 
     @override
     def build(
@@ -102,22 +110,25 @@ class AppendKind(KernelKind[AppendProblem, AppendMapping]):
         def column(number: float) -> np.ndarray[tuple[int], np.dtype[np.float64 | np.int64]]:
             return np.array([number])
 
-        moved, transfers = problem.bytes, _transfers(problem, mapping)
-        overhead = transfers * accelerator.offchip.overhead_cycles
-        read = moved * float(accelerator.cycles_per_byte_read) + overhead
-        written = moved * float(accelerator.cycles_per_byte_written) + overhead
+        loaded, stored, overhead = problem.loaded_bytes, problem.bytes, accelerator.offchip.overhead_cycles
+        loads, stores = _transfers(problem, mapping)
+        read = loaded * float(accelerator.cycles_per_byte_read) + loads * overhead
+        written = stored * float(accelerator.cycles_per_byte_written) + stores * overhead
         work = Work(
-            **{f"{where}_{verb}_bytes": column(moved) for where in ("offchip", "buffer") for verb in ("read", "write")}
+            offchip_read_bytes=column(loaded),
+            offchip_write_bytes=column(stored),
+            buffer_read_bytes=column(stored),
+            buffer_write_bytes=column(loaded),
         )
         shared = accelerator.offchip.channels == "shared"
-        alone = accelerator.offchip.latency_cycles * (1 + (transfers == 1))
-        longest = read + written if shared or transfers == 1 else max(read, written)
+        alone = accelerator.offchip.latency_cycles * (1 + (loads == 1))
+        longest = read + written if shared or loads == 1 else max(read, written)
         return ClosedForm(
             latency_cycles=column(longest + alone),
             busy_cycles={"offchip": column(read + written)}
             if shared
             else {"read": column(read), "write": column(written)},
-            tensor_bytes={"new": column(moved), "result": column(moved)},
+            tensor_bytes={"new": column(loaded), "result": column(stored)},
             peak_buffer_bytes=column(_peak_bytes(problem, mapping)),
             work=work,
             energy_pj=sum(energy_pj(accelerator, work).values()),
@@ -135,7 +146,7 @@ class AppendKind(KernelKind[AppendProblem, AppendMapping]):
 
 def _space(problem: AppendProblem, accelerator: Accelerator) -> list[AppendMapping]:
     """All rows at once, or by batch, by head, or by rows of a head, with one slot or two."""
-    tiles = [(problem.batch, problem.heads, problem.rows), (1, problem.heads, problem.rows)]
+    tiles = [(problem.batch, problem.loaded_heads, problem.rows), (1, problem.loaded_heads, problem.rows)]
     tiles += [(1, 1, rows) for rows in tile_sizes(problem.rows, accelerator.array.rows)]
     return [AppendMapping(*tile, slots) for tile in dict.fromkeys(tiles) for slots in (1, 2)]
 
@@ -144,9 +155,13 @@ def _peak_bytes(problem: AppendProblem, mapping: AppendMapping) -> int:
     return mapping.slots * prod(mapping.tiles) * problem.width * problem.element_bytes
 
 
-def _transfers(problem: AppendProblem, mapping: AppendMapping) -> int:
+def _transfers(problem: AppendProblem, mapping: AppendMapping) -> tuple[int, int]:
     """How many loads, and how many stores."""
-    return prod(ceil_divide(size, tile) for size, tile in zip(problem.shape, mapping.tiles, strict=False))
+    loads, stores = (
+        prod(ceil_divide(size, tile) for size, tile in zip(shape, mapping.tiles, strict=False))
+        for shape in (problem.loaded_shape, problem.shape)
+    )
+    return loads, stores
 
 
 APPEND = AppendKind()

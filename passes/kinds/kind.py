@@ -37,10 +37,14 @@ M = TypeVar("M", bound=KernelMapping, default=KernelMapping)
 
 @frozen
 class Region(Generic[P]):
-    """A region of `flat.fused`, read by its kind: the problem, and by role the values it takes and yields."""
+    """A region of `flat.fused`, read by its kind: the problem, and by role the values it takes and yields.
+
+    Tensors [B, H, S, D] whose role is in `by_head` are taken as [H, B * S, D].
+    """
 
     problem: P
     values: dict[str, SSAValue]
+    by_head: frozenset[str] = frozenset()
 
 
 class KernelKind(ABC, Generic[P, M]):

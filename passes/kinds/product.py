@@ -42,7 +42,8 @@ class ProductKind(KernelKind[ProductProblem, ProductMapping]):
         values: dict[str, SSAValue] = {"x": linear.x, "w": linear.w}
         if linear.bias is not None:
             values["bias"] = linear.bias
-        return Region(problem, values | {"result": linear.output})
+        by_head = frozenset(("x", "result")) if problem.heads > 1 else frozenset[str]()
+        return Region(problem, values | {"result": linear.output}, by_head)
 
     @override
     def check(self, problem: ProductProblem, mapping: ProductMapping, accelerator: Accelerator, kernel: str) -> None:
@@ -56,15 +57,13 @@ class ProductKind(KernelKind[ProductProblem, ProductMapping]):
 
     @override
     def shortened(self, problem: ProductProblem, mapping: ProductMapping) -> ProductProblem:
-        tiles = mapping.tiles
-        return replace(
-            problem, m=min(problem.m, 4 * tiles.m), n=min(problem.n, 4 * tiles.n), k=min(problem.k, 8 * tiles.k)
-        )
+        p, tiles = problem, mapping.tiles
+        sizes = {"m": min(p.m, 4 * tiles.m), "n": min(p.n, 4 * tiles.n), "k": min(p.k, 8 * tiles.k)}
+        return replace(p, **sizes, heads=min(p.heads, 4))
 
     @override
     def tensor_shapes(self, problem: ProductProblem) -> dict[str, tuple[int, ...]]:
-        p = problem
-        return {"x": (p.m, p.k), "w": (p.k, p.n), "bias": (1, p.n), "result": (p.m, p.n)}
+        return {role: problem.shape(role) for role in ("x", "w", "result", *["bias"] * problem.has_bias)}
 
     @override
     def build(

@@ -32,6 +32,16 @@ def test_a_view_may_take_dims_in_another_order_and_split_them_further():
     assert split in str(module)
 
 
+def test_dims_at_even_distances_are_joined_wherever_they_lie():
+    joined = "%j = spatial.view %w : !spatial.tensor<1x2x3x8xbf16> -> !spatial.tensor<2x24xbf16>"
+    rows = "%w = spatial.slice %c at [0, 0, 1, 0] : !spatial.tensor<1x2x4x8xbf16> -> !spatial.tensor<1x2x3x8xbf16>"
+    schedule(rows, joined).verify()
+    columns = rows.replace("1, 0]", "0, 1]").replace("1x2x3x8", "1x2x4x7")
+    schedule(columns, "%j = spatial.view %w : !spatial.tensor<1x2x4x7xbf16> -> !spatial.tensor<4x2x7xbf16>").verify()
+    with pytest.raises(VerifyException, match="not be joined"):
+        schedule(columns, "%j = spatial.view %w : !spatial.tensor<1x2x4x7xbf16> -> !spatial.tensor<56xbf16>").verify()
+
+
 PAGED = (
     "%p = spatial.paged %c by %t : !spatial.tensor<1x2x4x8xbf16>, !spatial.tensor<3x1xi32>"
     " -> !spatial.tensor<3x2x4x8xbf16>"

@@ -73,6 +73,49 @@ def test_numbers_bytes_and_cycles(
     assert part.tensors == {"new": "x", "result": "c"}
 
 
+@settings(max_examples=15, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(1, 3), st.integers(2, 4), st.integers(1, 9)),
+    tiles=st.tuples(st.integers(1, 3), st.integers(1, 9)),
+    slots=st.integers(1, 3),
+    separate=st.booleans(),
+    latency=st.sampled_from([0, 7, 100]),
+)
+def test_one_head_is_loaded_once_and_stored_for_all(
+    sizes: tuple[int, int, int], tiles: tuple[int, int], slots: int, separate: bool, latency: int
+):
+    problem = AppendProblem(*sizes, 5, 2, repeated=True)
+    mapping = AppendMapping(min(tiles[0], sizes[0]), 1, min(tiles[1], sizes[2]), slots)
+    graph = Graph("shared", dtype="bf16")
+    shared = graph.input("x", problem.loaded_shape)
+    graph.output(graph.concat(graph.input("y", [*problem.shape[:3], 3]), shared), names=["all"])
+    accelerator, mappings = machine(separate, latency), {"copy_x": mapping, "copy_y": AppendMapping(1, 1, 1, 1)}
+    result = flatc.compile(graph, accelerator, mapping=mappings, simulate="always")
+    inputs = random_inputs(result.schedule, 0)
+    run = run_schedule(result.schedule, inputs)
+    np.testing.assert_array_equal(run.outputs[0][..., 3:], np.broadcast_to(inputs["x"], problem.shape))
+    report = next(kernel for kernel in result.report.kernels if kernel.name == "copy_x")
+    form = APPEND.price(problem, accelerator, mapping)
+    assert run.offchip_bytes["x"] == (problem.loaded_bytes, 0)
+    for count in ("offchip_read_bytes", "offchip_write_bytes", "buffer_read_bytes", "buffer_write_bytes"):
+        assert getattr(report.work, count) == getattr(form.work, count)[0], count
+    assert report.work.offchip_write_bytes == problem.bytes == sizes[1] * problem.loaded_bytes
+    assert report.peak_buffer_bytes == form.peak_buffer_bytes[0]
+    assert float(report.latency_cycles) >= form.latency_cycles[0] * (1 - 1e-12)
+    kernel = next(kernel for kernel in kernels_of(result.schedule) if kernel.label.data == "copy_x")
+    part = kernel_part(kernel)
+    assert part is not None
+    assert part.problem == problem
+
+
+def test_one_head_has_no_tile_of_several():
+    graph = Graph("shared")
+    graph.output(graph.concat(graph.input("y", [1, 4, 3, 2]), graph.input("x", [1, 1, 3, 2])))
+    mapping = AppendMapping(1, 2, 3, 1)
+    with pytest.raises(FlatcError, match="copy_x: one head is loaded, and the tile of head is 2"):
+        flatc.compile(graph, "edge", mapping={"copy_x": mapping, "copy_y": mapping})
+
+
 def test_the_mapping_reads_back_from_its_text():
     from xdsl.context import Context
     from xdsl.parser import Parser

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -42,6 +43,19 @@ def test_the_nest_follows_the_mapping():
     ]
 
 
+def test_heads_with_weights_of_their_own_follow_one_another():
+    mapping = replace(MAPPING, tiles=ProductTiles(5, 12, 10))
+    assert lines(mapping, Product(heads=3)) == [
+        "for head 3",
+        "for m 3",
+        "load x -> X [5 x 10] read",
+        "load w -> W [10 x 12] read",
+        "matmul X, W -> sums [5 x 12 x 10] array, output stationary",
+        "cast sums -> result [5 x 12] vector",
+        "store result -> y [5 x 12] write, stage 1",
+    ]
+
+
 def test_loops_of_one_trip_are_left_out_and_what_is_kept_there_is_loaded_once():
     mapping = ProductMapping(
         ProductTiles(14, 12, 10),
@@ -66,8 +80,11 @@ def test_any_mapping_computes_the_product(seed: int):
     case = random_product_case(random.Random(seed))
     inputs = random_inputs(case.module, seed)
     run = run_checked(case.module, inputs, exact=True)
-    x, w, bias = inputs["x"], inputs["w"], inputs.get("b", np.zeros(()))
-    expected = x.astype(np.float64) @ w.astype(np.float64) + bias.astype(np.float64)
+    x, w, bias = inputs["x"].astype(np.float64), inputs["w"].astype(np.float64), inputs.get("b", np.zeros(()))
+    if case.problem.heads == 1:
+        expected = x @ w + bias.astype(np.float64)
+    else:
+        expected = np.einsum("bshk,hkn->bhsn", x.reshape(*x.shape[:2], len(w), -1), w)
     np.testing.assert_allclose(run.outputs[0], expected, rtol=1e-12, atol=1e-12)
 
 
