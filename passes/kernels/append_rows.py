@@ -103,10 +103,9 @@ def match_append(fused: FusedOp) -> tuple[AppendProblem, AppendOp | CopyOp]:
     shape = shape_of(new if isinstance(op, AppendOp) else op.result)
     if len(shape) > 4:
         raise FlatcError(f"{op.name} cannot be compiled yet: tensors of {len(shape)} dims", position=position_of(op))
-    batch, heads = shape[:2] if len(shape) == 4 else (shape[0] if len(shape) == 3 else 1, 1)
-    rows = shape[-2] if len(shape) > 1 else 1
+    batch, heads, rows, width = (*shape[:-2], *(1,) * (4 - len(shape)), *shape[-2:])
     element = cast("TensorType[Attribute]", new.type).element_type
-    return AppendProblem(batch, heads, rows, shape[-1], type_bytes(element), repeated=shape_of(new) != shape), op
+    return AppendProblem(batch, heads, rows, width, type_bytes(element), repeated=shape_of(new) != shape), op
 
 
 def rows_of(op: AppendOp | CopyOp) -> SSAValue:
