@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import Any, Literal
 
 from flatc.dialects.accelerator import Accelerator
@@ -36,6 +36,7 @@ _WITHOUT_INFLUENCE: dict[Part, tuple[str, ...]] = {
 """What of a structure a part of the counts does not depend on."""
 
 
+@lru_cache(maxsize=1 << 12)
 def relevant(part: Part, structure: Structure) -> Structure:
     """A structure without what a part of the counts does not depend on."""
     without = dict.fromkeys(_WITHOUT_INFLUENCE[part], "")

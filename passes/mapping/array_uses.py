@@ -39,15 +39,50 @@ from flatc.passes.mapping.ranking import Objective, objectives
 class Uses:
     """Pairs: the tile in row `tile` under the structure with the number `which`; dominated ones are left out.
 
-    `counts` has a row for each pair, and so has each of `bounds`, numbers that the ranking of a mapping with these
-    cannot be below, whatever its slots and stages: energy, bytes, and the time that each resource is busy.
+    Each of `bounds` has a row for each pair: numbers that the ranking of a mapping with these cannot be below,
+    whatever its slots and stages: energy, bytes, and the time that each resource is busy. `parts` are what they add up
+    to, and in which row of it a pair is.
     """
 
     structures: Sequence[Structure]
     which: Ints
     tile: Ints
-    counts: Counts
     bounds: list[Any]
+    parts: Sequence[tuple[Counts, Ints]]
+
+    def counts(self, pairs: Ints) -> Counts:
+        """What some pairs add up to."""
+        return reduce(Counts.__add__, (counts.take(rows[pairs]) for counts, rows in self.parts))
+
+
+_ROUNDED_DOWN = 1 - 2**-40
+"""Energies are summed in another order than that of the closed form, which they must not exceed."""
+
+
+@frozen
+class _Sums:
+    """What bounds are made of: far fewer numbers than counts have. `energy_pj` is that of all but the transfers."""
+
+    energy_pj: Any
+    counts: Counts
+
+    @classmethod
+    def of(cls, accelerator: Accelerator, counts: Counts) -> _Sums:
+        """What some counts add up to."""
+        busy = {"": counts.array} if counts.product else {}
+        rest = Counts(Work(), busy, vector_aside=counts.vector)
+        return cls(
+            sum(energy_pj(accelerator, counts.work).values()),
+            replace(rest, tensor_bytes=counts.tensor_bytes, transfers=counts.transfers),
+        )
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums(self.energy_pj + other.energy_pj, self.counts + other.counts)
+
+    def take(self, indices: Ints) -> _Sums:
+        """The rows at `indices`."""
+        energy = self.energy_pj
+        return _Sums(energy[indices] if getattr(energy, "shape", ()) else energy, self.counts.take(indices))
 
 
 class ArrayUses:
@@ -59,7 +94,7 @@ class ArrayUses:
         self.shared = SharedCounts(problem, accelerator, tiles, lambda name, s: self._folds(name, s, tiles))
         self._uses: dict[Structure, Uses] = {}
         self._kept: dict[tuple[str, Structure], dict[str, Any]] = {}
-        self._stacks: dict[tuple[Part, tuple[Structure, ...]], Counts] = {}
+        self._stacks: dict[tuple[Part, tuple[Structure, ...]], tuple[Counts, _Sums]] = {}
 
     def structures(self, family: Family) -> list[Structure]:
         """A family with every stationarity of each product."""
@@ -84,52 +119,64 @@ class ArrayUses:
     def _pairs(self, structures: Sequence[Structure]) -> Uses:
         import numpy as np
 
-        which, tile = np.nonzero([self.undominated(structure) for structure in structures])
-        counts = reduce(Counts.__add__, (self._part(part, structures, which, tile) for part in PARTS))
-        bounds = objectives(
+        which, tile = np.nonzero(self._undominated(structures))
+        parts: list[tuple[Counts, Ints]] = []
+        sums: list[_Sums] = []
+        for part in PARTS:
+            keys = [relevant(part, structure) for structure in structures]
+            different = tuple(dict.fromkeys(keys))
+            place = np.array([different.index(key) for key in keys])
+            counts, sum_ = self._stack(part, different)
+            rows = place[which] * self.tiles.size + tile if len(different) > 1 else tile
+            parts.append((counts, rows))
+            sums.append(sum_.take(rows))
+        return Uses(structures, which, tile, self._bounds(reduce(_Sums.__add__, sums)), parts)
+
+    def _bounds(self, sums: _Sums) -> list[Any]:
+        energy = sums.energy_pj + sum(energy_pj(self.accelerator, total_work(sums.counts)).values())
+        return objectives(
             self.objective,
-            latency=_largest(busy_cycles(self.accelerator, counts).values()),
-            energy=sum(energy_pj(self.accelerator, total_work(counts)).values()),
-            offchip=sum(counts.tensor_bytes.values()),
+            latency=_largest(busy_cycles(self.accelerator, sums.counts).values()),
+            energy=energy * _ROUNDED_DOWN,
+            offchip=sum(sums.counts.tensor_bytes.values()),
         )
-        return Uses(structures, which, tile, counts, bounds)
 
-    def _part(self, part: Part, structures: Sequence[Structure], which: Ints, tile: Ints) -> Counts:
-        """One part of the counts of pairs."""
-        import numpy as np
-
-        keys = [relevant(part, structure) for structure in structures]
-        different = tuple(dict.fromkeys(keys))
-        if len(different) == 1:
-            return self.shared.part(part, structures[0]).take(tile)
-        stack = self._stacks.get((part, different))
-        if stack is None:
-            parts = [self.shared.part(part, structures[keys.index(key)]) for key in different]
-            stack = self._stacks[part, different] = _stacked(parts, self.tiles.size)
-        place = np.array([different.index(key) for key in keys])
-        return stack.take(place[which] * self.tiles.size + tile)
+    def _stack(self, part: Part, different: tuple[Structure, ...]) -> tuple[Counts, _Sums]:
+        """One part of the counts of all tiles, under each of some structures in turn."""
+        found = self._stacks.get((part, different))
+        if found is None:
+            parts = [self.shared.part(part, structure) for structure in different]
+            counts = parts[0] if len(parts) == 1 else _stacked(parts, self.tiles.size)
+            found = self._stacks[part, different] = counts, _Sums.of(self.accelerator, counts)
+        return found
 
     # --- Uses that are dominated --------------------------------------------------------------------------
 
     def undominated(self, structure: Structure) -> Any:
         """Which tiles have no better use of the array than that of a structure; see the module docstring."""
-        return self._not_dominated("logit", structure) & self._not_dominated("attend", structure)
+        (kept,) = self._undominated([structure])
+        return kept
 
-    def _not_dominated(self, name: Literal["logit", "attend"], structure: Structure) -> Any:
+    def _undominated(self, structures: Sequence[Structure]) -> list[Any]:
+        """`undominated` of structures that differ in stationarities only."""
+        logits, attends = (self._uses_of(name, structures[0]) for name in ("logit", "attend"))
+        return [logits[one.logit_stationarity] & attends[one.attend_stationarity] for one in structures]
+
+    def _uses_of(self, name: Literal["logit", "attend"], structure: Structure) -> dict[str, Any]:
+        """For each stationarity of a product, which tiles have no better one."""
         import numpy as np
 
         if not self.problem.has(name) or structure.held:
             # Where PEs work on score tiles, there is one use of the array.
-            return np.ones(self.tiles.size, dtype=bool)
-        ours = getattr(structure, f"{name}_stationarity")
-        stationarities = self._stationarities(name)
+            return {getattr(structure, f"{name}_stationarity"): np.ones(self.tiles.size, dtype=bool)}
         key = name, relevant(name, replace(structure, **{f"{name}_stationarity": ""}))
         if key not in self._kept:
+            stationarities = self._stationarities(name)
             structures = [replace(structure, **{f"{name}_stationarity": one}) for one in stationarities]
             parts = [self.shared.part(name, one) for one in structures]
             measures = [_measures(self.accelerator, part, self.tiles.size) for part in parts]
             self._kept[key] = dict(zip(stationarities, _undominated(measures), strict=True))
-        return self._kept[key][ours]
+        return self._kept[key]
 
     # --- Folds --------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from flatc.dialects.kernel_mapping import KernelMapping
 from flatc.passes.mapping.ranking import Objective, Ranking, latency_of, with_latency
-from flatc.passes.mapping.search import SLACK, Choice, Choices, Rival
+from flatc.passes.mapping.search import Choice, Choices, Rival
 
 MOST_SIMULATED = 10
 """How many mappings of a kernel are simulated at most: about 0.15 s. `Choice.open` says what was left."""
@@ -25,6 +25,9 @@ FEW_ENOUGH = 10
 
 CLOSE_ENOUGH = 1.001
 """A mapping that cannot be faster than the best one simulated by this factor is not worth a simulation."""
+
+NEARLY = 1.02
+"""The first one to be simulated is the most promising of those within this factor of the least closed form."""
 
 
 class Judge:
@@ -76,7 +79,7 @@ class Judge:
     def _first(self) -> Choice[KernelMapping]:
         """The most promising of those that are nearly the best by closed form."""
         best = self.choices[0]
-        slower = with_latency(best.ranking, self.objective, latency_of(best.ranking, self.objective) * SLACK)
+        slower = with_latency(best.ranking, self.objective, latency_of(best.ranking, self.objective) * NEARLY)
         _, rivals = self.choices.before(slower, 1)
         return min(rivals, key=_promise).make() if rivals else best
 

@@ -240,7 +240,7 @@ def columns(tiles: Columns, family: Family) -> Columns:
     import numpy as np
 
     def fill(value: int) -> Any:
-        return np.full_like(tiles.query, value)
+        return np.broadcast_to(np.int64(value), tiles.query.shape)
 
     pipelining = family.pipelining
     slots = fill(pipelining.slots)

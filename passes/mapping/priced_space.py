@@ -15,7 +15,7 @@ slots and stages beats; if it comes behind the one to be beaten, its mappings ar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -34,7 +34,7 @@ from flatc.passes.cost.primitive_costs import ceil_divide
 from flatc.passes.kernels.problem import AttentionProblem
 from flatc.passes.mapping.array_uses import ArrayUses, Uses, structure_of_family
 from flatc.passes.mapping.map_space import Family, columns, families, tiles
-from flatc.passes.mapping.ranking import Objective, Ranking, first_row, objectives, rank_before, row
+from flatc.passes.mapping.ranking import Objective, Ranking, first_row, objectives, rank_before, row, rows
 
 
 @frozen
@@ -71,7 +71,7 @@ class PricedSpace:
         self.size = every.size
         geometry = key_geometry(problem, every.query, every.key)
         rooms = [
-            _Room.of(problem, accelerator, family, columns(every, family), geometry)
+            _Room.of(problem, accelerator, family, every, geometry)
             for family in families(problem, strategy, accelerator)
         ]
         somewhere = np.flatnonzero(np.logical_or.reduce([room.fits for room in rooms]))
@@ -90,7 +90,6 @@ class _Room:
     """What the tiles of a family take on chip, and which of them fit; `least_bytes` is the least that any takes."""
 
     family: Family
-    columns: Columns
     peak: Ints
     fits: Any
     least_bytes: int
@@ -101,20 +100,20 @@ class _Room:
         problem: AttentionProblem,
         accelerator: Accelerator,
         family: Family,
-        columns: Columns,
+        tiles: Columns,
         geometry: KeyGeometry,
     ) -> _Room:
         """The room that tiles take."""
-        structure = structure_of_family(family)
-        peak = peak_buffer_bytes(problem, structure, columns, geometry)
+        structure, column = structure_of_family(family), columns(tiles, family)
+        peak = peak_buffer_bytes(problem, structure, column, geometry)
         fits = peak <= accelerator.buffer.capacity_bytes
         if family.held and (room := accelerator.registers.bytes_per_pe):
-            fits &= register_bytes_per_pe(problem, structure, columns, accelerator.array) <= room
-        return cls(family, columns, peak, fits, int(peak.min()))
+            fits &= register_bytes_per_pe(problem, structure, column, accelerator.array) <= room
+        return cls(family, peak, fits, int(peak.min()))
 
     def take(self, indices: Ints) -> _Room:
         """The room of some of the tiles."""
-        return replace(self, columns=self.columns.take(indices), peak=self.peak[indices], fits=self.fits[indices])
+        return replace(self, peak=self.peak[indices], fits=self.fits[indices])
 
 
 class Candidates:
@@ -125,7 +124,7 @@ class Candidates:
 
         self.space, self.family = space, room.family
         self.structures = space.array.structures(room.family)
-        self.columns, self.peak, self.fits, self.least_bytes = room.columns, room.peak, room.fits, room.least_bytes
+        self.peak, self.fits, self.least_bytes = room.peak, room.fits, room.least_bytes
         self.size = int(np.count_nonzero(self.fits))
         """How many tiles fit."""
         self._known: tuple[Ranking, Ranked] | None = None
@@ -162,19 +161,14 @@ class Candidates:
         return self.priced(self.pairs[[first_row(self.bounds)]]).first(1)[0]
 
     def before(self, ranking: Ranking) -> Ranked:
-        """Those that rank before a mapping.
-
-        A search asks for less and less, so what was priced for one answer is kept for the next.
-        """
+        """Those that rank before a mapping. What was priced for one answer is kept for those that need no more."""
         import numpy as np
 
         if self._known is None or self._known[0] < ranking:
             open_ = np.flatnonzero(rank_before(self.bounds, ranking, or_equal=True))
             self._known = ranking, self.priced(self.pairs[open_])
         found = self._known[1]
-        found = found.take(np.flatnonzero(rank_before(found.order, ranking))) if found.total else found
-        self._known = ranking, found
-        return found
+        return found.take(np.flatnonzero(rank_before(found.order, ranking))) if found.total else found
 
     def priced(self, pairs: Ints) -> Ranked:
         """Some of `pairs`, with their closed forms."""
@@ -183,8 +177,8 @@ class Candidates:
         if not len(pairs):
             return Ranked(self, pairs, [], [])
         tile = uses.tile[pairs]
-        counts, peak = uses.counts.take(pairs), self.peak[tile]
-        case = Case(space.problem, space.accelerator, self.structures[0], self.columns.take(tile), counts)
+        counts, peak = uses.counts(pairs), self.peak[tile]
+        case = Case(space.problem, space.accelerator, self.structures[0], self.columns(tile), counts)
         cost = evaluate(case.problem, case.accelerator, case.structure, case.columns, counts, peak)
         order = objectives(space.objective, cost.latency_cycles, cost.energy_pj, cost.offchip_bytes)
         return Ranked(self, pairs, [*order, space.visited[tile], peak], _promises(space.objective, case, cost))
@@ -193,8 +187,12 @@ class Candidates:
         """The mapping of one of `uses`."""
         uses, index = self.uses, self.uses.tile[pair : pair + 1]
         structure = self.structures[int(uses.which[pair])]
-        column = self.space.array.with_folds(self.columns.take(index), structure)
+        column = self.space.array.with_folds(self.columns(index), structure)
         return mapping_at(self.space.problem, structure, column, 0)
+
+    def columns(self, tile: Ints) -> Columns:
+        """The mappings of some tiles, with folds of 1."""
+        return columns(self.space.tiles.take(tile), self.family)
 
 
 @frozen
@@ -222,16 +220,17 @@ class Ranked:
 
         if not self.total:
             return []
-        chosen = dict.fromkeys(int(i) for keys in (self.order, self.promise) for i in np.lexsort(keys[::-1])[:most])
-        return [self._at(i) for i in chosen]
+        first = [np.lexsort(keys[::-1])[:most] for keys in (self.order, self.promise)]
+        return self._at(list(dict.fromkeys(np.concatenate(first).tolist())))
 
     def best(self) -> Priced:
         """The first by ranking."""
-        return self._at(first_row(self.order))
+        return self._at([first_row(self.order)])[0]
 
-    def _at(self, index: int) -> Priced:
-        make = partial(self.candidates.mapping, int(self.pairs[index]))
-        return Priced(row(self.order, index), make, row(self.promise, index))
+    def _at(self, indices: Sequence[int]) -> list[Priced]:
+        pairs, order, promise = self.pairs[indices].tolist(), rows(self.order, indices), rows(self.promise, indices)
+        make = self.candidates.mapping
+        return [Priced(*one) for one in zip(order, [partial(make, pair) for pair in pairs], promise, strict=True)]
 
 
 _STEPS = 512

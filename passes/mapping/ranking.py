@@ -8,6 +8,7 @@ rank_before(order, row(order, 3))                           # which rows are bet
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Literal
 
 Objective = Literal["latency", "energy", "edp", "offchip"]
@@ -17,9 +18,10 @@ Ranking = tuple[float, ...]
 """The numbers of one mapping, the most important first; less is better."""
 
 
-def objective_order(objective: Objective) -> list[Objective]:
+@cache
+def objective_order(objective: Objective) -> tuple[Objective, ...]:
     """What a ranking begins with: the objective, then the others."""
-    return [objective, *(other for other in OBJECTIVES if other != objective)]
+    return (objective, *(other for other in OBJECTIVES if other != objective))
 
 
 def objectives(objective: Objective, latency: Any, energy: Any, offchip: Any) -> list[Any]:
@@ -32,16 +34,24 @@ def first_row(keys: Sequence[Any]) -> int:
     """The index of the first of the rows by several keys in turn, the earliest of equals."""
     import numpy as np
 
-    rows = np.flatnonzero(keys[0] == keys[0].min())
+    first = np.flatnonzero(keys[0] == keys[0].min())
     for key in keys[1:]:
-        at = key[rows]
-        rows = rows[at == at.min()]
-    return int(rows[0])
+        at = key[first]
+        first = first[at == at.min()]
+    return int(first[0])
 
 
 def row(columns: Sequence[Any], index: int) -> Ranking:
     """One row of several columns."""
-    return tuple(float(column[index]) for column in columns)
+    (found,) = rows(columns, [index])
+    return found
+
+
+def rows(columns: Sequence[Any], indices: Sequence[int]) -> list[Ranking]:
+    """Some rows of several columns."""
+    import numpy as np
+
+    return list(zip(*(np.asarray(column[indices], dtype=float).tolist() for column in columns), strict=True))
 
 
 def rank_before(columns: Sequence[Any], ranking: Ranking, *, or_equal: bool = False) -> Any:
@@ -61,8 +71,8 @@ def latency_of(ranking: Ranking, objective: Objective) -> float:
 
 def with_latency(ranking: Ranking, objective: Objective, cycles: float) -> Ranking:
     """A ranking (objective, then the others in order, then footprint) with another latency."""
-    order = objective_order(objective)
-    found = dict(zip(order, ranking, strict=False))
-    found["edp"] *= cycles / found["latency"] if found["latency"] else 1.0
-    found["latency"] = cycles
-    return (*(found[name] for name in order), *ranking[len(order) :])
+    latency, edp = (objective_order(objective).index(name) for name in ("latency", "edp"))
+    found = list(ranking)
+    found[edp] *= cycles / ranking[latency] if ranking[latency] else 1.0
+    found[latency] = cycles
+    return tuple(found)

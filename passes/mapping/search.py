@@ -157,7 +157,7 @@ def find_mappings(
     return _SpaceChoices(choice, fitting)
 
 
-SLACK = 1.02
+SLACK = 1.05
 """Mappings that much slower than the best by closed form are priced as well: simulation will ask for them."""
 
 

@@ -35,7 +35,7 @@ def everything(space: PricedSpace, pair: Pair) -> set[tuple[float, float]]:
     found: set[tuple[float, float]] = set()
     for candidates in space.families:
         for structure in candidates.structures:
-            column = space.array.with_folds(candidates.columns.take(np.flatnonzero(candidates.fits)), structure)
+            column = space.array.with_folds(candidates.columns(np.flatnonzero(candidates.fits)), structure)
             cost = evaluate(space.problem, space.accelerator, structure, column)
             order = objectives(space.objective, cost.latency_cycles, cost.energy_pj, cost.offchip_bytes)
             found |= set(zip(*(order[place].tolist() for place in places), strict=True))

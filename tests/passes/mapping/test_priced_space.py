@@ -37,7 +37,7 @@ def exposed() -> Accelerator:
 def uses(space: PricedSpace, candidates: Candidates) -> Iterator[tuple[int, bool, Mapping]]:
     """(tile, whether it is kept, mapping) for every use of the array of every mapping that fits."""
     for structure in candidates.structures:
-        column = space.array.with_folds(candidates.columns, structure)
+        column = space.array.with_folds(candidates.columns(np.arange(len(candidates.fits))), structure)
         kept = space.array.undominated(structure)
         for tile in np.flatnonzero(candidates.fits).tolist():
             yield tile, bool(kept[tile]), mapping_at(space.problem, structure, column, tile)
