@@ -29,9 +29,10 @@ LAYERS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     ("llama3_8b_layer", ("prefill", "decode")),
     ("mistral_7b_layer", ("prefill", "decode")),
     ("gemma2_9b_layers", ("prefill", "decode")),
-    ("deepseek_v3_mla", ("prefill", "decode")),
+    ("deepseek_v3_layer_plain", ("prefill",)),
+    ("deepseek_v3_layer", ("prefill", "decode")),
 )
-"""Graphs, and their phases. Gemma-2 is two layers, a local and a global one; DeepSeek-V3 is its attention."""
+"""Graphs, and their phases. Gemma-2 is two layers, a local and a global one; DeepSeek-V3's is absorbed and plain."""
 
 
 @dataclass(frozen=True)

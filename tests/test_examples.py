@@ -17,7 +17,12 @@ from flatc.accelerators import load
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
-GRAPHS = sorted(path.name for path in EXAMPLES.glob("*.flat"))
+SLOW = ("deepseek_v3_layer.flat", "deepseek_v3_layer_plain.flat")
+"""Graphs of many kernels."""
+GRAPHS = [
+    pytest.param(path.name, marks=[pytest.mark.slow] if path.name in SLOW else [])
+    for path in sorted(EXAMPLES.glob("*.flat"))
+]
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -11,18 +12,20 @@ import numpy as np
 import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
+from xdsl.dialects.builtin import ModuleOp
 
 import flatc
 from flatc.builder import Graph, causal
 from flatc.compiler import Compilation
 from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.mapping import ArrayUse, Keep, Mapping, Softmax, Stages, Tiles, ValueLevel
-from flatc.interpreter import random_inputs
+from flatc.frontend import parse_flat
+from flatc.interpreter import random_inputs, run_module, run_schedule
 from flatc.interpreter.reference import attention
 from flatc.passes.kinds.registry import parts
 from flatc.report import to_text
 from flatc.report.build import schedule_of
-from tests.support import Shape, random_mapping
+from tests.support import Shape, random_mapping, simulated_bytes
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -188,3 +191,61 @@ def test_a_small_one_of_the_same_shape_runs():
     bindings = {"H": 4, "L": 32, "R": 8, "P": 21}
     result = flatc.compile(EXAMPLES / "deepseek_v3_mla.flat", "edge", phase="decode", bindings=bindings)
     assert result.run().passed
+
+
+# --- Its whole layer ------------------------------------------------------------------------------------------
+
+LAYER = {"B": 2, "E": 20, "H": 3, "LQ": 12, "L": 8, "D": 6, "R": 4, "DV": 5, "F": 14}
+"""Sizes that no tile divides."""
+
+
+def layer(name: str, **bindings: int) -> ModuleOp:
+    """The graph of a layer at small sizes, in f64; it gives the cache too."""
+    text = (EXAMPLES / f"{name}.flat").read_text().replace("output y", f"output y, {'row' if 'plain' in name else 'k'}")
+    text = text.replace("dtype bf16, softmax f32", "dtype f64")
+    return parse_flat(text, name, phase="decode" if "P" in bindings else "prefill", bindings=LAYER | bindings)
+
+
+def check_absorbed_decode(run: Callable[[ModuleOp, dict[str, np.ndarray]], list[np.ndarray]]) -> None:
+    """The last token of a plain prefill is what absorbed decode gives on the rows that the prefill caches.
+
+    Weights of the plain form are those of the absorbed one, head by head.
+    """
+    tokens = 7
+    plain, step = layer("deepseek_v3_layer_plain", S=tokens), layer("deepseek_v3_layer", P=tokens - 1)
+    inputs = random_inputs(plain, 3)
+    expected, rows = run(plain, inputs)
+    by_head = inputs.pop("wkb").reshape(LAYER["L"], LAYER["H"], LAYER["D"] + LAYER["DV"]).transpose(1, 0, 2)
+    inputs["wuk"], inputs["wuv"] = by_head[..., : LAYER["D"]].swapaxes(1, 2), by_head[..., LAYER["D"] :]
+    inputs |= {"x": inputs["x"][:, -1:], "c": rows[:, :, :-1]}
+    found, grown = run(step, inputs)
+    np.testing.assert_allclose(found, expected[:, -1:], rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(grown, rows, rtol=1e-9, atol=1e-11)
+
+
+def test_the_absorbed_layer_decodes_what_the_plain_one_computes():
+    check_absorbed_decode(run_module)
+
+
+@pytest.mark.slow
+def test_the_schedules_of_both_layers_compute_the_same():
+    def run(graph: ModuleOp, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        result = flatc.compile(graph, "edge")
+        found = run_schedule(result.schedule, inputs)
+        assert found.offchip_bytes == simulated_bytes(result.schedule)
+        return found.outputs
+
+    check_absorbed_decode(run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accelerator", ["edge", "cloud"])
+def test_decode_of_the_layer_is_bound_by_the_bytes_of_its_weights(accelerator: str):
+    result = deepseek("deepseek_v3_layer", accelerator, "decode")
+    report = result.report
+    weights = 7168 * 1536 + 1536 * 24576 + 7168 * 576 + 128 * 128 * 1024 + 16384 * 7168 + 3 * 7168 * 18432
+    assert report.bounds is not None
+    assert report.binding == "off-chip"
+    assert report.latency_cycles < report.bounds.cycles * 1.06
+    assert 2 * weights < report.offchip_bytes < 2 * weights * 1.04  # 8192 latent rows are 9.4 MB
+    assert not [kernel.name for kernel in report.kernels if kernel.name.startswith(("copy", "append"))]
