@@ -184,13 +184,105 @@ def _edges(
 
     key_tiles = -(-problem.keys // tile)
     trips = np.maximum(upper - lower, 0)
-    if edge.full is None:
-        return trips, last_is_ragged * 1
-    full_lower, full_upper = (bound.evaluate(at) for bound in edge.full)
-    # Tiles [clean_from, clean_to) lie inside what every row sees and need no mask.
-    clean_from = np.clip(-(-full_lower // tile), lower, upper)
-    ends_inside = np.where(full_upper >= problem.keys, key_tiles, full_upper // tile)
-    clean_to = np.clip(ends_inside, clean_from, np.maximum(upper, clean_from))
+    clean_from, clean_to = _clean(problem, edge, at, lower, upper, tile)
     masked = trips - np.minimum(np.maximum(clean_to - clean_from, 0), trips)
     ragged_clean = (clean_to == key_tiles) & (clean_to > clean_from)
     return masked, (last_is_ragged & ~ragged_clean) * 1
+
+
+def _clean(
+    problem: _Question, edge: LiveKeys, at: dict[str, Ints], lower: Ints, upper: Ints, tile: Ints
+) -> tuple[Ints, Ints]:
+    """For each query tile: the first and one past the last of its key tiles inside what every row sees."""
+    import numpy as np
+
+    if edge.full is None:
+        return lower, lower
+    full_lower, full_upper = (bound.evaluate(at) for bound in edge.full)
+    clean_from = np.clip(-(-full_lower // tile), lower, upper)
+    ends_inside = np.where(full_upper >= problem.keys, -(-problem.keys // tile), full_upper // tile)
+    return clean_from, np.clip(ends_inside, clean_from, np.maximum(upper, clean_from))
+
+
+# --- Query tiles in order -------------------------------------------------------------------------------------
+
+
+@frozen
+class KeyTiles:
+    """So many key tiles in a row, as wide as each other, all crossed by the mask's edge or none."""
+
+    trips: int
+    extent: int
+    masked: bool
+
+
+@frozen
+class QueryTiles:
+    """So many query tiles in a row that visit alike key tiles."""
+
+    count: int
+    extent: int
+    parts: tuple[KeyTiles, ...]
+
+    @property
+    def trips(self) -> int:
+        """How many key tiles one of them visits."""
+        return sum(part.trips for part in self.parts)
+
+    @property
+    def keys(self) -> int:
+        """How many keys one of them visits."""
+        return sum(part.trips * part.extent for part in self.parts)
+
+
+def query_tiles(problem: AttentionProblem, query: int, key: int) -> tuple[QueryTiles, ...]:
+    """The query tiles of one mapping in order, alike ones in a row together.
+
+    Where the mask leaves two ranges of keys, no key tile is said to be crossed by its edge.
+    """
+    question = _Question(problem.mask, problem.skips_hidden, problem.queries, problem.keys)
+    return _query_tiles(question, query, key)
+
+
+@lru_cache(maxsize=1 << 8)
+def _query_tiles(problem: _Question, query: int, key: int) -> tuple[QueryTiles, ...]:
+    extents = [(problem.queries // query, query), (int(problem.queries % query > 0), problem.queries % query)]
+    if problem.mask is None:
+        parts = _parts(problem.keys, key, (0, 0, -(-problem.keys // key), -(-problem.keys // key)))
+        return tuple(QueryTiles(count, extent, parts) for count, extent in extents if count)
+    found: list[QueryTiles] = []
+    for bounds, extent in _bounds_of_tiles(problem, query, key):
+        parts = _parts(problem.keys, key, bounds)
+        last = found[-1] if found else None
+        if last is not None and (last.extent, last.parts) == (extent, parts):
+            found[-1] = QueryTiles(last.count + 1, extent, parts)
+        else:
+            found.append(QueryTiles(1, extent, parts))
+    return tuple(found)
+
+
+def _bounds_of_tiles(problem: _Question, query: int, key: int) -> list[tuple[tuple[int, int, int, int], int]]:
+    """For each query tile: first trip, first and one past the last without the edge, one past the last; its rows."""
+    import numpy as np
+
+    live, edge = _bounds(problem)
+    start = np.arange(0, problem.queries, query, dtype=np.int64)
+    last = np.minimum(start + query, problem.queries) - 1
+    at = {"start": start, "last": last}
+    tile = np.ones(1, dtype=np.int64) * key
+    lower, upper = _trips(live, at, tile)
+    clean = (lower, upper) if live.gap is not None else _clean(problem, edge, at, lower, upper, tile)
+    rows = zip(lower.tolist(), *(bound.tolist() for bound in clean), upper.tolist(), strict=True)
+    return list(zip(rows, (last - start + 1).tolist(), strict=True))
+
+
+def _parts(keys: int, key: int, bounds: tuple[int, int, int, int]) -> tuple[KeyTiles, ...]:
+    lower, clean_from, clean_to, upper = bounds
+    found: list[KeyTiles] = []
+    for begin, end, masked in ((lower, clean_from, True), (clean_from, clean_to, False), (clean_to, upper, True)):
+        full = min(end, keys // key)
+        if full > begin:
+            found.append(KeyTiles(full - begin, key, masked))
+        if end > max(full, begin):
+            found.append(KeyTiles(1, keys % key, masked))
+    return tuple(found)

@@ -17,7 +17,7 @@ from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.flat import FusedOp
 from flatc.dialects.mapping import Mapping
 from flatc.dialects.spatial import KernelOp
-from flatc.passes.cost.closed_form import ClosedForm, evaluate_mapping
+from flatc.passes.cost.closed_form import ClosedForm, tight_form
 from flatc.passes.kernels.kernel_schedule import ElementTypes, KernelSchedule, Tensors
 from flatc.passes.kernels.problem import AttentionProblem, Kernel, match_kernel
 from flatc.passes.kernels.schedule_problem import Part, kernel_attention
@@ -104,7 +104,7 @@ class AttentionKind(KernelKind[AttentionProblem, Mapping]):
 
     @override
     def price(self, problem: AttentionProblem, accelerator: Accelerator, mapping: Mapping) -> ClosedForm:
-        return evaluate_mapping(problem, accelerator, mapping)
+        return tight_form(problem, accelerator, mapping)
 
     @override
     def read_back(self, kernel: KernelOp) -> Part | None:

@@ -1,0 +1,106 @@
+"""Rounds that are passed over: small pipelines by hand, and against taking every round."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from flatc.passes.cost.recurrence import KEY, Recurrence, Rounds, Step, Wait
+
+
+def ticks(*busy: int, latency: int = 0) -> tuple[tuple[int, int], ...]:
+    return tuple((time, time + latency) for time in busy)
+
+
+def run(steps: Sequence[Step], tile: tuple[tuple[int, int], ...], count: int) -> tuple[int, int]:
+    """(ticks, trips taken) of so many alike tiles."""
+    pipeline, taken = Recurrence(steps), list[int]()
+
+    def trip() -> None:
+        taken.append(0)
+        pipeline.trip((0, 0, len(taken)), 0, tile)
+
+    pipeline.repeat(count, trip, KEY, 1)
+    return pipeline.finish(), len(taken)
+
+
+LOAD, WORK = Step("load", "bus", 0, KEY, (Wait("work", 2),)), Step("work", "unit", 0, KEY, (Wait("load"),))
+"""With two slots between them."""
+
+
+def test_the_slower_of_two_resources_binds():
+    """Loads take 3, work 5: one load, then a million works."""
+    found, taken = run((LOAD, WORK), ticks(3, 5), 10**6)
+    assert found == 3 + 5 * 10**6
+    assert taken < 10
+
+
+def test_one_slot_makes_loads_and_work_alternate():
+    load = Step("load", "bus", 0, KEY, (Wait("work", 1),))
+    found, _ = run((load, WORK), ticks(3, 5), 1000)
+    assert found == 8 * 1000
+
+
+def test_a_later_stage_works_on_the_tile_before():
+    """Store follows the load of the next tile on the bus: load 0, then load and store in turn, and the last store."""
+    store = Step("store", "bus", 1, KEY, (Wait("work"),))
+    found, _ = run((LOAD, WORK, store), ticks(3, 1, 2), 1000)
+    assert found == 3 + 5 * 999 + 1 + 2 - 1
+
+
+def test_a_result_that_comes_later_is_waited_for():
+    """A load and its work take 13 + 11, and two of them are under way."""
+    found, _ = run((LOAD, WORK), ticks(3, 1, latency=10), 100)
+    assert found == 24 * 50 + 3
+
+
+def test_a_loop_inside_a_trip_is_passed_over_too():
+    """A trip: a loop of loads and works with one slot, then one work on all of it."""
+    steps = (
+        Step("load", "bus", 0, KEY, (Wait("work", 1),), loop="fill"),
+        Step("work", "unit", 0, KEY, (Wait("load"),), loop="fill"),
+        Step("use", "unit", 0, 1, (Wait("work", level=1),)),
+    )
+    pipeline = Recurrence(steps)
+    tile = ticks(3, 5, 7)
+    pipeline.trip((0, 1, 0), 0, tile, {"fill": [Rounds(10**9, 0, tile)]})
+    assert pipeline.finish() == 8 * 10**9 + 7
+
+
+def test_a_resource_that_runs_ahead_makes_the_bound_loose_and_no_more():
+    """Loads that wait for nothing move on by 3 a round, the works by 5, so the bound takes the least."""
+    found, _ = run((Step("load", "bus", 0, KEY), WORK), ticks(3, 5), 1000)
+    assert 3 * 1000 <= found <= 3 + 5 * 1000
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_passing_over_rounds_never_gives_more_than_taking_them(seed: int):
+    """A random pipeline, whose first step waits for slots of its last; what is lost is a ripple, if anything."""
+    rng = random.Random(seed)
+    names = [f"s{i}" for i in range(rng.randint(2, 5))]
+    stages = sorted(rng.randint(0, 2) for _ in names)
+    steps = [
+        Step(
+            name,
+            rng.choice(["bus", "unit", "other"]),
+            stage,
+            KEY,
+            (
+                *(Wait(earlier) for earlier in names[max(0, i - 1) : i]),
+                *(Wait(later, rng.randint(1, 3) + 2) for later in names[i:] if not i or rng.random() < 0.4),
+            ),
+        )
+        for i, (name, stage) in enumerate(zip(names, stages, strict=True))
+    ]
+    tile = tuple((busy := rng.randint(1, 9), busy + rng.choice([0, 0, 6])) for _ in names)
+    count = rng.randint(30, 300)
+    found, taken = run(steps, tile, count)
+    plain = Recurrence(steps)
+    for number in range(count):
+        plain.trip((0, 0, number + 1), 0, tile)
+    exact = plain.finish()
+    assert found <= exact
+    assert found >= exact - sum(latency for _, latency in tile)
+    assert taken <= count
