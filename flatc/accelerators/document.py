@@ -16,7 +16,7 @@ Nothing is ever built from YAML tags: a value is the text that stands there.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import yaml
 
@@ -32,17 +32,21 @@ class Entry:
     node: yaml.Node
 
 
-class Document:
-    """One YAML document. `root` is its outermost node."""
+_FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml's, where PyYAML was built with it. It crashes on what is nested too deeply, and words errors otherwise."""
 
-    def __init__(self, text: str, file: str):
+
+class Document:
+    """One YAML document. `root` is its outermost node. One that is `known` to be good is read faster."""
+
+    def __init__(self, text: str, file: str, *, known: bool = False):
         self.file = file
         self.lines = text.split("\n")
-        self.root = self._compose(text)
+        self.root = self._compose(text, _FAST_LOADER if known else yaml.SafeLoader)
 
-    def _compose(self, text: str) -> yaml.Node:
+    def _compose(self, text: str, loader: type[Any]) -> yaml.Node:
         try:
-            root = yaml.compose(text, Loader=yaml.SafeLoader)
+            root = yaml.compose(text, Loader=loader)
         except yaml.MarkedYAMLError as error:
             reason = f"this is not YAML: {error.problem or error.context}"
             raise self._error(error.problem_mark or error.context_mark, 1, reason) from error

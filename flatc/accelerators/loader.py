@@ -60,7 +60,7 @@ def load(name_or_path: str | Path) -> Accelerator:
     name = str(name_or_path)
     if name in names():
         shipped = resources.files("flatc.accelerators") / f"{name}.yaml"
-        return parse(shipped.read_text(encoding="utf-8"), f"{name}.yaml")
+        return _Reader(Document(shipped.read_text(encoding="utf-8"), f"{name}.yaml", known=True)).accelerator()
     path = Path(name)
     if len(path.parts) < 2 and path.suffix not in (".yaml", ".yml") and not isfile(path):
         raise FlatcError(
@@ -73,8 +73,7 @@ def load(name_or_path: str | Path) -> Accelerator:
 
 def parse(text: str, file: str) -> Accelerator:
     """The accelerator that `text` describes; `file` names it in errors."""
-    reader = _Reader(Document(text, file))
-    return reader.accelerator()
+    return _Reader(Document(text, file)).accelerator()
 
 
 def _read(path: Path) -> str:
