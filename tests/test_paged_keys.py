@@ -66,7 +66,7 @@ def whole(key: int, batch: int = 1) -> Mapping:
 SMALL = Shape(batch=2, heads=4, kv_heads=2, queries=3, keys=22, d_qk=8, d_v=8)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     heads=st.sampled_from([(1, 1), (4, 1), (4, 2)]),
     queries=st.sampled_from([1, 5]),

@@ -51,8 +51,8 @@ def test_fused_cycles(fused: dict[str, Table]):
 
 
 def test_product_cycles():
-    """Every fourth row; `flatc validate` has them all."""
-    (table,) = product_tables(records("rtl_gemm.csv")[::4])
+    """Every eighth row; `flatc validate` has them all."""
+    (table,) = product_tables(records("rtl_gemm.csv")[::8])
     assert table.statistics is not None
     assert table.statistics.mean_error < 0.002
     assert table.statistics.share_within > 0.9
