@@ -22,7 +22,7 @@ each other. `recurrence` walks through few of the trips.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from math import lcm
+from math import lcm, prod
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.frozen import frozen
@@ -463,12 +463,18 @@ class _Walk:
     def cycles(self) -> float:
         """From the first load to the last result."""
         p, t = self.problem, self.mapping.tiles
-
-        def batches(batch: int) -> None:
-            self._rounds(p.kv_heads, t.kv_head, lambda kv_head: self._heads(batch, kv_head), HEADS)
-
-        self._rounds(p.batch, t.batch, batches, HEADS)
+        heads = ((p.batch, t.batch), (p.kv_heads, t.kv_head), (p.group, t.group))
+        if not any(size % tile for size, tile in heads) and all(step.level != HEADS for step in self.steps):
+            # Nothing is loaded for tiles of heads, and these are alike: their loops are one.
+            count = prod(size // tile for size, tile in heads)
+            self.pipeline.repeat(count, lambda: self._queries((t.batch, t.kv_head, t.group)), QUERY, self._trips)
+        else:
+            self._rounds(p.batch, t.batch, self._kv_heads, HEADS)
         return self.pipeline.finish() / self.prices.ticks_per_cycle
+
+    def _kv_heads(self, batch: int) -> None:
+        p, t = self.problem, self.mapping.tiles
+        self._rounds(p.kv_heads, t.kv_head, lambda kv_head: self._heads(batch, kv_head), HEADS)
 
     def _rounds(self, size: int, tile: int, body: _Body, level: int) -> None:
         """All tiles along a dimension, the last of which may be ragged."""

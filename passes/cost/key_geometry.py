@@ -9,6 +9,7 @@ loop bounds, so that counting and executing cannot disagree.
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import product
 
 from flatc.dialects.frozen import frozen
 from flatc.dialects.masks import Mask
@@ -235,9 +236,14 @@ class QueryTiles:
         return sum(part.trips * part.extent for part in self.parts)
 
 
-def query_tiles(problem: AttentionProblem, query: int, key: int) -> tuple[QueryTiles, ...]:
-    """The query tiles of one mapping in order, alike ones in a row together.
+MOST_QUERY_TILES = 256
+"""So many kinds of query tiles are told apart. A triangle of more of them loses less than a 256th of its key tiles."""
 
+
+def query_tiles(problem: AttentionProblem, query: int, key: int) -> tuple[QueryTiles, ...]:
+    """The query tiles of one mapping in order, alike ones in a row together, for a bound from below.
+
+    Where they are of more than `MOST_QUERY_TILES` kinds, some in a row are taken to visit the least of what they visit.
     Where the mask leaves two ranges of keys, no key tile is said to be crossed by its edge.
     """
     question = _Question(problem.mask, problem.skips_hidden, problem.queries, problem.keys)
@@ -246,43 +252,44 @@ def query_tiles(problem: AttentionProblem, query: int, key: int) -> tuple[QueryT
 
 @lru_cache(maxsize=1 << 8)
 def _query_tiles(problem: _Question, query: int, key: int) -> tuple[QueryTiles, ...]:
-    extents = [(problem.queries // query, query), (int(problem.queries % query > 0), problem.queries % query)]
     if problem.mask is None:
-        parts = _parts(problem.keys, key, (0, 0, -(-problem.keys // key), -(-problem.keys // key)))
+        extents = [(problem.queries // query, query), (int(problem.queries % query > 0), problem.queries % query)]
+        parts = tuple(
+            KeyTiles(int(trips), extent, masked=False)
+            for trips, extent in ((problem.keys // key, key), (problem.keys % key > 0, problem.keys % key))
+            if trips
+        )
         return tuple(QueryTiles(count, extent, parts) for count, extent in extents if count)
     found: list[QueryTiles] = []
-    for bounds, extent in _bounds_of_tiles(problem, query, key):
-        parts = _parts(problem.keys, key, bounds)
-        last = found[-1] if found else None
-        if last is not None and (last.extent, last.parts) == (extent, parts):
-            found[-1] = QueryTiles(last.count + 1, extent, parts)
-        else:
-            found.append(QueryTiles(1, extent, parts))
+    for *numbers, extent, count in _key_tiles_of(problem, query, key).tolist():
+        tiles = zip(numbers, product((True, False, True), (key, problem.keys % key)), strict=True)
+        parts = tuple(KeyTiles(trips, width, masked) for trips, (masked, width) in tiles if trips)
+        found.append(QueryTiles(count, extent, parts))
     return tuple(found)
 
 
-def _bounds_of_tiles(problem: _Question, query: int, key: int) -> list[tuple[tuple[int, int, int, int], int]]:
-    """For each query tile: first trip, first and one past the last without the edge, one past the last; its rows."""
+def _key_tiles_of(problem: _Question, query: int, key: int) -> Ints:
+    """A row for each run of alike query tiles: its key tiles, their rows, and how many they are.
+
+    Key tiles lie before the range that every row sees, in it, and behind it; of each there are full and ragged ones.
+    """
     import numpy as np
 
     live, edge = _bounds(problem)
     start = np.arange(0, problem.queries, query, dtype=np.int64)
     last = np.minimum(start + query, problem.queries) - 1
-    at = {"start": start, "last": last}
-    tile = np.ones(1, dtype=np.int64) * key
+    at, tile = {"start": start, "last": last}, np.ones(1, dtype=np.int64) * key
     lower, upper = _trips(live, at, tile)
-    clean = (lower, upper) if live.gap is not None else _clean(problem, edge, at, lower, upper, tile)
-    rows = zip(lower.tolist(), *(bound.tolist() for bound in clean), upper.tolist(), strict=True)
-    return list(zip(rows, (last - start + 1).tolist(), strict=True))
-
-
-def _parts(keys: int, key: int, bounds: tuple[int, int, int, int]) -> tuple[KeyTiles, ...]:
-    lower, clean_from, clean_to, upper = bounds
-    found: list[KeyTiles] = []
-    for begin, end, masked in ((lower, clean_from, True), (clean_from, clean_to, False), (clean_to, upper, True)):
-        full = min(end, keys // key)
-        if full > begin:
-            found.append(KeyTiles(full - begin, key, masked))
-        if end > max(full, begin):
-            found.append(KeyTiles(1, keys % key, masked))
-    return tuple(found)
+    inner = (lower, upper) if live.gap is not None else _clean(problem, edge, at, lower, upper, tile)
+    ends = [lower, inner[0], np.maximum(*inner), upper]
+    full = [np.minimum(end, problem.keys // key) for end in ends]
+    columns = [last - start + 1]
+    for i in (2, 1, 0):
+        whole = np.maximum(full[i + 1] - full[i], 0)
+        columns = [whole, np.maximum(ends[i + 1] - ends[i], 0) - whole, *columns]
+    rows = np.stack(columns, axis=1)
+    begins = np.flatnonzero(np.concatenate([[True], (rows[1:] != rows[:-1]).any(axis=1)]))
+    if len(begins) > MOST_QUERY_TILES:
+        begins = np.unique(np.append(np.arange(0, len(rows), -(-len(rows) // MOST_QUERY_TILES)), len(rows) - 1))
+    counts = np.diff(np.append(begins, len(rows)))
+    return np.concatenate([np.minimum.reduceat(rows, begins), counts[:, None]], axis=1)
