@@ -22,7 +22,6 @@ operations of other stages have no instance, a path may be interrupted; what lie
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -92,22 +91,38 @@ def cycles_of(graph: Graph) -> tuple[Cycle, ...]:
             timed = frozenset((wait.earlier, wait.awaited) for wait in path)
             found[timed, trips, frozenset(wait.gate for wait in path if wait.gate)] = path
     every = sorted(found, key=lambda one: (one[1], -len(one[0]), sorted(one[0]), sorted(one[2])))
-    kept: list[_Kind] = []
+    bits = {step.name: 1 << 2 * i for i, step in enumerate(graph.steps)}
+    gates = {gate: 1 << i for i, gate in enumerate(sorted({gate for *_, gates in every for gate in gates}))}
+    kept: list[tuple[_Masks, _Kind]] = []
     for kind in every:
-        if not any(_implies(other, kind) for other in kept):
-            kept = [other for other in kept if not _implies(kind, other)] + [kind]
-    return tuple(_cycle(kind, found[kind], steps) for kind in kept)
+        masks = _masks(kind, bits, gates)
+        if not any(_implies(other, masks) for other, _ in kept):
+            kept = [one for one in kept if not _implies(masks, one[0])] + [(masks, kind)]
+    return tuple(_cycle(kind, found[kind], steps) for _, kind in kept)
 
 
 _Kind = tuple[frozenset[tuple[str, bool]], int, frozenset[str]]
 """Steps, trips and gates of a cycle."""
 
+_Masks = tuple[int, int, int, int]
+"""Of a cycle: its steps, what its bound counts of them, its gates, as sets of bits; its trips."""
 
-def _implies(one: _Kind, other: _Kind) -> bool:
+
+def _masks(kind: _Kind, bits: dict[str, int], gates: dict[str, int]) -> _Masks:
+    """A step takes two bits: that it is awaited only in order, and that its results are."""
+    timed, trips, open_ = kind
+    steps = sum(bits[name] << awaited for name, awaited in timed)
+    return (
+        steps,
+        steps | sum(bits[name] for name, awaited in timed if awaited),
+        sum(gates[gate] for gate in open_),
+        trips,
+    )
+
+
+def _implies(one: _Masks, other: _Masks) -> bool:
     """Whether the bound of a cycle is not below that of another, but for what is lost at the ends of the pipeline."""
-    steps, trips, gates = one
-    less = steps | {(name, False) for name, _ in steps}
-    return less >= other[0] and gates <= other[2] and trips <= other[1]
+    return not other[0] & ~one[1] and not one[2] & ~other[2] and one[3] <= other[3]
 
 
 def _orders(steps: tuple[Step, ...]) -> Iterator[Wait]:
@@ -146,20 +161,28 @@ def _elementary(steps: tuple[Step, ...], waits: list[Wait]) -> Iterator[list[Wai
 
 def _cycle(kind: _Kind, path: list[Wait], steps: dict[str, Step]) -> Cycle:
     timed, trips, gates = kind
-    lost = max(_lost(path, steps, trips).values(), default=0)
     stages = [steps[wait.earlier].stage for wait in path]
-    return Cycle(timed, trips, gates, lost, max(stages) - min(stages) + trips + 1 if lost else 0)
+    low = min(stages)
+    around = tuple((stage - low, wait.trips, not wait.awaited) for stage, wait in zip(stages, path, strict=True))
+    lost = _lost(around)
+    return Cycle(timed, trips, gates, lost, max(stages) - low + trips + 1 if lost else 0)
 
 
-def _lost(path: list[Wait], steps: dict[str, Step], trips: int) -> Counter[str]:
-    """How many instances of each step the paths around a cycle miss at the begin and at the end of a pipeline."""
-    stages = [steps[wait.earlier].stage for wait in path]
-    low, high = min(stages), max(stages)
-    rounds = (high - low) // trips + 3
-    lost: Counter[str] = Counter()
+_Around = tuple[tuple[int, int, bool], ...]
+"""A path around a cycle: of each step its stage above the lowest, trips to the next, whether that waits in order."""
+
+
+@lru_cache(maxsize=1 << 12)
+def _lost(around: _Around) -> int:
+    """How many instances of a step the paths around a cycle miss at most, at the begin and at the end of a pipeline."""
+    trips, high = sum(trips for _, trips, _ in around), max(stage for stage, *_ in around)
+    if not high:
+        return 0  # All begin and end in the same trip.
+    rounds = high // trips + 3
+    lost = [0] * len(around)
     for phase in range(trips):
-        met = _around(path, steps, phase - rounds * trips, 2 * rounds)
-        has_begun = [trip >= stage for _, trip, stage, _ in met]
+        met = _met(around, phase - rounds * trips, 2 * rounds)
+        has_begun = [trip >= stage for trip, stage, _ in met]
         for begins in (True, False):
             there = has_begun if begins else [not begun for begun in has_begun]
             breaks = _breaks(met, there)
@@ -167,21 +190,19 @@ def _lost(path: list[Wait], steps: dict[str, Step], trips: int) -> Counter[str]:
                 continue
             inside = range(breaks[-1] + 1) if begins else range(breaks[0], len(met))
             for i in inside:
-                if there[i]:
-                    lost[met[i][0]] += 1
-    return lost
+                lost[i % len(around)] += there[i]
+    return max(lost)
 
 
-_Met = tuple[str, int, int, bool]
+_Met = tuple[int, int, bool]
 
 
-def _around(path: list[Wait], steps: dict[str, Step], trip: int, rounds: int) -> list[_Met]:
-    """(step, trip, its stage, whether the next waits in order) of a path that goes around so often."""
+def _met(around: _Around, trip: int, rounds: int) -> list[_Met]:
+    """(trip, stage of the step, whether the next waits in order) of a path that goes around so often."""
     met: list[_Met] = []
-    around = [(wait.earlier, wait.trips, steps[wait.earlier].stage, not wait.awaited) for wait in path]
     for _ in range(rounds):
-        for name, trips, stage, in_order in around:
-            met.append((name, trip, stage, in_order))
+        for stage, trips, in_order in around:
+            met.append((trip, stage, in_order))
             trip += trips
     return met
 
