@@ -263,6 +263,11 @@ class Accelerator:
         return Fraction(self.clock_hz, bandwidth) if bandwidth else Fraction(0)
 
     @property
+    def cycles_per_byte_copied(self) -> Fraction:
+        """Cycles of a byte that is copied within the buffer: read and written, at once where there are two ports."""
+        return self.buffer_cycles_per_byte * (2 if self.buffer.ports == 1 else 1)
+
+    @property
     def free_vector_operations(self) -> tuple[str, ...]:
         """The vector operations that this machine does not charge; a report must say so."""
         if not self.vector.lanes:

@@ -10,7 +10,8 @@ the two, a kernel is a pure function of its operands whose body is ordinary attn
       flat.yield %y
     } : (tensor<...>, tensor<...>, tensor<...>) -> tensor<...>
 
-and after tiling the same with `mapping #flat.mapping<tiles(...) keep(...) ...>` and `strategy "online"`.
+and after tiling the same with `mapping #flat.mapping<tiles(...) keep(...) ...>` and `strategy "online"`. `keep-on-chip`
+adds `on_chip [0]` where results, by number, stay on chip until their last use.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 from typing import Self
 
 from typing_extensions import override
-from xdsl.dialects.builtin import StringAttr
+from xdsl.dialects.builtin import ArrayAttr, IntAttr, StringAttr
 from xdsl.ir import Attribute, Data, Dialect, Operation, Region, SSAValue
 from xdsl.irdl import (
     IRDLOperation,
@@ -79,7 +80,8 @@ class FusedOp(IRDLOperation):
     """A region of attn operators that runs as one kernel.
 
     The body sees only its own arguments, so that a kernel can be lowered, priced and tested alone.
-    `strategy` and `mapping` are absent until `tile-attention` has chosen them.
+    `strategy` and `mapping` are absent until `tile-attention` has chosen them; `on_chip` numbers the results that stay
+    on chip for the kernels that use them.
 
         %o = flat.fused "scale" (%a = %x) {
           %y = attn.activation gelu %a : tensor<4xf32>
@@ -94,6 +96,7 @@ class FusedOp(IRDLOperation):
     kernel = prop_def(StringAttr)
     strategy = opt_prop_def(StringAttr)
     mapping = opt_prop_def(MappingAttr)
+    on_chip = opt_prop_def(ArrayAttr[IntAttr])
     body = region_def("single_block")
 
     traits = lazy_traits_def(
@@ -109,6 +112,7 @@ class FusedOp(IRDLOperation):
         *,
         strategy: str | None = None,
         mapping: KernelMapping | None = None,
+        on_chip: Sequence[int] = (),
     ):
         super().__init__(
             operands=[inputs],
@@ -117,6 +121,7 @@ class FusedOp(IRDLOperation):
                 "kernel": StringAttr(kernel),
                 "strategy": StringAttr(strategy) if strategy else None,
                 "mapping": MappingAttr(mapping) if mapping else None,
+                "on_chip": ArrayAttr([IntAttr(number) for number in on_chip]) if on_chip else None,
             },
             regions=[body],
         )
@@ -128,12 +133,27 @@ class FusedOp(IRDLOperation):
         assert isinstance(last, YieldOp)
         return last
 
+    @property
+    def kept(self) -> tuple[SSAValue, ...]:
+        """The results that stay on chip."""
+        return () if self.on_chip is None else tuple(self.results[number.data] for number in self.on_chip)
+
+    def keep(self, results: Sequence[SSAValue]) -> None:
+        """Lets these of its results stay on chip, and no others."""
+        numbers = [IntAttr(number) for number, result in enumerate(self.results) if result in results]
+        self.on_chip = ArrayAttr(numbers) if numbers else None
+
     def body_ops(self) -> list[Operation]:
         """The attn operators of the kernel, in order, without the terminator."""
         return [op for op in self.body.block.ops if not isinstance(op, YieldOp)]
 
     @override
     def verify_(self) -> None:
+        numbers = [number.data for number in self.on_chip or ()]
+        if len(set(numbers)) < len(numbers) or not set(numbers) <= set(range(len(self.results))):
+            raise VerifyException(
+                f"flat.fused: on_chip {numbers} must number results, each once; there are {len(self.results)}"
+            )
         block = self.body.block
         if block.arg_types != tuple(self.inputs.types):
             raise VerifyException(
@@ -151,6 +171,9 @@ class FusedOp(IRDLOperation):
     def parse(cls, parser: Parser) -> Self:
         kernel = parser.parse_str_literal("name of the kernel")
         pairs = parser.parse_comma_separated_list(parser.Delimiter.PAREN, lambda: _parse_binding(parser))
+        on_chip: list[int] = []
+        if parser.parse_optional_keyword("on_chip"):
+            on_chip = parser.parse_comma_separated_list(parser.Delimiter.SQUARE, parser.parse_integer)
         strategy = parser.parse_str_literal() if parser.parse_optional_keyword("strategy") else None
         mapping = parse_mapping_attribute(parser) if parser.parse_optional_keyword("mapping") else None
         # The types stand behind the body, as in MLIR's other region operations, so the body is parsed
@@ -167,7 +190,7 @@ class FusedOp(IRDLOperation):
             parser.raise_error(f"the inputs of the kernel have types ({_types(known)})", start)
         if not body.block.ops or not isinstance(body.block.last_op, YieldOp):
             body.block.add_op(YieldOp([]))
-        op = cls(kernel, operands, types.outputs.data, body, strategy=strategy)
+        op = cls(kernel, operands, types.outputs.data, body, strategy=strategy, on_chip=on_chip)
         op.mapping = mapping
         op.attributes |= attributes
         return op
@@ -184,6 +207,8 @@ class FusedOp(IRDLOperation):
             printer.print_string(" = ")
             printer.print_ssa_value(operand)
         printer.print_string(") ")
+        if self.on_chip is not None:
+            printer.print_string(f"on_chip {[number.data for number in self.on_chip]} ")
         if self.strategy is not None:
             printer.print_string("strategy ")
             printer.print_string_literal(self.strategy.data)

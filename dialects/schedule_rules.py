@@ -10,6 +10,8 @@ The rules are checked on the text alone, whatever the trip counts are:
    the first, and in the very last of these only if it stands earlier in the text.
 3. The buffers of a kernel fit the accelerator's memory: without addresses their sum, with addresses
    every slot lies inside and none overlap. Those in registers fit the registers of each PE.
+
+Tensors that stay on chip between kernels have rules of their own (`onchip_rules`).
 """
 
 from __future__ import annotations
@@ -17,11 +19,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import BlockArgument, Operation, OpResult, SSAValue
 from xdsl.utils.exceptions import VerifyException
 
-from flatc.dialects.accelerator import Accelerator, AcceleratorAttr
+from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.onchip_rules import accelerator_around
 from flatc.dialects.pipeline import Chain, Entry, chain_of, root_loops
 from flatc.dialects.spatial import BufferOp, ForOp, TimedOp, timed_ops
 
@@ -118,7 +120,7 @@ def _verify_buffer_slots(buffer: BufferOp, first: tuple[int, int], last: tuple[i
 
 def _verify_memory(kernel: Operation) -> None:
     everything = [op for op in kernel.walk() if isinstance(op, BufferOp)]
-    accelerator = _accelerator(kernel)
+    accelerator = accelerator_around(kernel)
     if accelerator is not None:
         _verify_registers(everything, accelerator)
     buffers = [buffer for buffer in everything if buffer.registers is None]
@@ -147,11 +149,3 @@ def _verify_registers(buffers: Sequence[BufferOp], accelerator: Accelerator) -> 
             f"the tiles in registers need {needed} bytes of each PE and the accelerator has {capacity}: use smaller "
             "tiles or fewer slots of scores"
         )
-
-
-def _accelerator(kernel: Operation) -> Accelerator | None:
-    parent = kernel.parent_op()
-    while parent is not None and not isinstance(parent, ModuleOp):
-        parent = parent.parent_op()
-    attribute = parent.attributes.get("spatial.accelerator") if parent is not None else None
-    return attribute.data if isinstance(attribute, AcceleratorAttr) else None

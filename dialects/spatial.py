@@ -92,6 +92,7 @@ from flatc.dialects.on_array import OnArray, array_properties, on_array_of, pars
 from flatc.dialects.parsing import float_text, parse_known_operands
 from flatc.dialects.quasi_affine import Expr
 from flatc.dialects.score_functions import ScoreFunctionAttr
+from flatc.dialects.spatial_onchip import OnchipOp
 from flatc.dialects.spatial_tables import RopeTableOp
 from flatc.dialects.spatial_timed import (
     VECTOR_KINDS,
@@ -112,7 +113,7 @@ from flatc.dialects.spatial_types import (
     TokenType,
     print_expr,
 )
-from flatc.dialects.spatial_views import ExtendOp, PagedOp, SliceOp, ViewOp, storage
+from flatc.dialects.spatial_views import ExtendOp, PagedOp, SliceOp, ViewOp, stays_on_chip, storage
 
 __all__ = [
     "VECTOR_KINDS",
@@ -127,6 +128,7 @@ __all__ = [
     "MatmulOp",
     "OffchipOp",
     "OnArray",
+    "OnchipOp",
     "PagedOp",
     "ReturnOp",
     "RopeTableOp",
@@ -144,6 +146,7 @@ __all__ = [
     "ViewOp",
     "YieldOp",
     "make_for",
+    "stays_on_chip",
     "storage",
     "timed_ops",
 ]
@@ -233,6 +236,9 @@ class ScheduleOp(IRDLOperation):
                 f"spatial.schedule needs one name per input and output: {len(block.args)} inputs, "
                 f"{len(outputs)} outputs, names {self.input_names} and {self.output_names}"
             )
+        from flatc.dialects.onchip_rules import verify_onchip
+
+        verify_onchip(self)
         kinds = [kind.data for kind in self.input_kinds]
         if len(kinds) != len(block.args) or not set(kinds) <= set(INPUT_KINDS):
             raise VerifyException(f"spatial.schedule: each input is one of {', '.join(INPUT_KINDS)}; got {kinds}")
@@ -684,6 +690,7 @@ Spatial = Dialect(
         ScheduleOp,
         ReturnOp,
         OffchipOp,
+        OnchipOp,
         RopeTableOp,
         ViewOp,
         SliceOp,

@@ -23,6 +23,7 @@ from xdsl.traits import Pure
 from xdsl.utils.exceptions import VerifyException
 
 from flatc.dialects.parsing import parse_known_operand
+from flatc.dialects.spatial_onchip import OnchipOp
 from flatc.dialects.spatial_types import TensorRefType
 
 
@@ -302,3 +303,8 @@ def _print_types(printer: Printer, source: SSAValue, tensor: SSAValue) -> None:
     printer.print_attribute(source.type)
     printer.print_string(" -> ")
     printer.print_attribute(tensor.type)
+
+
+def stays_on_chip(tensor: SSAValue) -> bool:
+    """Whether a tensor, or what it is a view of, lies on chip between kernels."""
+    return isinstance(storage(tensor).owner, OnchipOp)

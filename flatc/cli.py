@@ -129,6 +129,11 @@ def _graph_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--objective", default="latency", metavar="NAME", help="latency (the default), energy, edp or offchip"
     )
+    command.add_argument(
+        "--keep-on-chip",
+        action="store_true",
+        help="let results that fit beside the tiles of kernels stay on chip until their last use",
+    )
     command.add_argument("--mapping", metavar="FILE", help="take the mappings of this file instead of searching")
 
 
@@ -253,6 +258,7 @@ def _compiled(arguments: argparse.Namespace, simulate: str) -> Compilation:
         simulate=simulate,  # pyright: ignore[reportArgumentType]
         buffer_limit=arguments.buffer_limit,
         max_bandwidth=arguments.max_bandwidth,
+        keep_on_chip=arguments.keep_on_chip,
     )
 
 

@@ -8,7 +8,8 @@
 A graph is a path (`.flat`, `.mlir`), `.flat` text (a string of several lines), a `flatc.builder.Graph`, or a module.
 The steps are those of `flatc-opt`, one pass each, verified in between:
 
-    fuse-attention -> fuse-layers -> choose-fusion -> tile-attention -> lower-to-spatial -> allocate-buffers -> report
+    fuse-attention -> fuse-layers -> choose-fusion -> tile-attention -> (keep-on-chip) -> lower-to-spatial
+    -> allocate-buffers -> report
 
 A module may enter at any level. Fused kernels that all have mappings keep them, a schedule is only verified and priced.
 """
@@ -42,6 +43,7 @@ from flatc.report.model import Report
 if TYPE_CHECKING:
     from flatc.builder import Graph
     from flatc.execution import RunResult
+    from flatc.passes.tile_attention import KernelSearch
 
 UNFUSED_GROUPS = ("logit", "mask+softmax", "attend")
 DEFAULT_ACCELERATOR = "edge"
@@ -85,11 +87,13 @@ def compile(
     simulate: Simulate = "auto",
     buffer_limit: str | None = None,
     max_bandwidth: str | None = None,
+    keep_on_chip: bool = False,
 ) -> Compilation:
     """Compiles a graph for an accelerator: a name, a YAML file or a record; without one, the module's own or edge.
 
     `mapping` replaces the search: the text of mappings, a file of them, one mapping, or one for each kernel.
     `buffer_limit` ("256 KiB") and `max_bandwidth` ("20 GB/s") are the most that schedules may use of the machine.
+    With `keep_on_chip`, results that fit beside the tiles of kernels stay on chip for the kernels that use them.
     `simulate` says when latency is simulated rather than priced (see `flatc.passes.cost.kernel_costs`).
     Raises `FlatcError` for everything that a user can get wrong.
     """
@@ -102,7 +106,7 @@ def compile(
         if given is not None:
             raise FlatcError("a mapping was given for a schedule", help="a schedule already has its mappings")
         return Compilation(None, module, build_report(module, simulate))
-    search = _tile(module, strategy, objective, given)
+    search = _tile(module, strategy, objective, given, keep_on_chip=keep_on_chip)
     lower(module)
     return Compilation(source, module, build_report(module, simulate), search)
 
@@ -181,9 +185,14 @@ def _mappings(
 
 
 def _tile(
-    module: ModuleOp, strategy: str, objective: Objective, given: Mapping[str, KernelMapping] | None
+    module: ModuleOp,
+    strategy: str,
+    objective: Objective,
+    given: Mapping[str, KernelMapping] | None,
+    *,
+    keep_on_chip: bool,
 ) -> Mapping[str, Choice[KernelMapping]]:
-    """Fuses, and gives every kernel a mapping; what the search looked at."""
+    """Fuses, gives every kernel a mapping, and decides what stays on chip; what the search looked at."""
     from flatc.passes.choose_fusion import apart_as_named, choose_fusion
     from flatc.passes.fuse_attention import WHOLE, FuseAttentionPass
     from flatc.passes.fuse_layers import FuseLayersPass
@@ -198,6 +207,8 @@ def _tile(
     if not kernels:
         raise FlatcError("the graph computes nothing", help="give it an attention(q, k, v), or a product x @ w")
     if given is None and all(kernel.mapping is not None for kernel in kernels):
+        if keep_on_chip:
+            _keep_on_chip(module, None)
         return {}
     search = KernelSearch(accelerator_of(module), strategy, objective)
     if given is not None:
@@ -207,10 +218,22 @@ def _tile(
     verify(module)
     text = None if given is None else format_mappings(given)
     choices = tile_module(module, strategy, objective, text, search).choices
+    if keep_on_chip:
+        choices |= _keep_on_chip(module, search if given is None else None)
     for kernel in _kernels(module):
         kernel.strategy = StringAttr(strategy)
     verify(module)
     return choices
+
+
+def _keep_on_chip(module: ModuleOp, search: KernelSearch | None) -> Mapping[str, Choice[KernelMapping]]:
+    """Lets results stay on chip; with a `search`, looks for mappings that leave more of them there."""
+    from flatc.passes.keep_on_chip import keep_what_fits, tile_again
+
+    if search is not None:
+        return tile_again(module, search)
+    keep_what_fits(module)
+    return {}
 
 
 def _kernels(module: ModuleOp) -> list[FusedOp]:

@@ -44,6 +44,11 @@ def get_all_passes() -> dict[str, Callable[[], type[ModulePass]]]:
 
         return TileAttentionPass
 
+    def keep_on_chip() -> type[ModulePass]:
+        from flatc.passes.keep_on_chip import KeepOnChipPass
+
+        return KeepOnChipPass
+
     def lower_to_spatial() -> type[ModulePass]:
         from flatc.passes.lower_to_spatial import LowerToSpatialPass
 
@@ -59,6 +64,7 @@ def get_all_passes() -> dict[str, Callable[[], type[ModulePass]]]:
         "choose-fusion": choose_fusion,
         "fuse-attention": fuse_attention,
         "fuse-layers": fuse_layers,
+        "keep-on-chip": keep_on_chip,
         "lower-to-spatial": lower_to_spatial,
         "tile-attention": tile_attention,
     }

@@ -15,6 +15,9 @@ Every `flat.fused` with a mapping becomes a `spatial.kernel` on tensors off chip
       spatial.return %o
     }
 
+A result that `keep-on-chip` lets stay there is a `spatial.onchip` in the place of a `spatial.offchip`; kernels load and
+store it in the same way.
+
 The loop nests themselves are built by the kinds of kernels (`kinds`). Splitting and merging heads moves nothing: it
 is a view of the tensor, which a kernel then stores and loads in pieces that lie apart.
 
@@ -55,6 +58,7 @@ from flatc.dialects.spatial import (
     ExtendOp,
     KernelOp,
     OffchipOp,
+    OnchipOp,
     ScheduleOp,
     SliceOp,
     TensorRefType,
@@ -174,7 +178,7 @@ class _Lowering:
     def _kernel(self, fused: FusedOp) -> None:
         kind, name = kind_of(fused), fused.kernel.data
         mapping = kind.mapping_of(fused)
-        region = kind.match(fused)
+        region = kind.region(fused)
         kind.check(region.problem, mapping, self.accelerator, name)
         outside: dict[SSAValue, SSAValue] = dict(zip(fused.body.block.args, fused.inputs, strict=True))
         for value, result in zip(fused.yield_op.values, fused.results, strict=True):
@@ -214,7 +218,7 @@ class _Lowering:
             return self.tensors[value]
         match stored_in(value):
             case None:
-                self._offchip(value)
+                self._declared(value)
             case AppendOp() as append:
                 self.tensors[append.result], self.tensors[value] = self._grown(append, append.cache)
             case ConcatOp() as concat:
@@ -250,14 +254,15 @@ class _Lowering:
         """The tensor that a kernel reads in a role, or writes."""
         return self.windows[value] if is_written(role) and value in self.windows else self.tensors[value]
 
-    def _offchip(self, value: SSAValue) -> None:
+    def _declared(self, value: SSAValue) -> None:
         """Declares the tensor of a kernel's result. Where heads are joined later, it lies in that order."""
         type, label = _reference(value.type), self._label(value)
         joined = any(isinstance(use.operation, MergeHeadsOp) for use in value.uses) or in_order_of_rows(value)
         if joined:
             batch, heads, rows, width = type.dims
             type = TensorRefType((batch, rows, heads * width), type.element_type)
-        op = OffchipOp(label, type)
+        stays = isinstance(value.owner, FusedOp) and value in value.owner.kept
+        op = (OnchipOp if stays else OffchipOp)(label, type)
         op.tensor.name_hint = value.name_hint or label
         self.block.add_op(op)
         self.tensors[value] = op.tensor
@@ -326,14 +331,20 @@ def lower_kernel_alone(fused: FusedOp, mapping: KernelMapping, problem: AnyProbl
     `problem` replaces the sizes and the mask of the kernel by others of the same kind.
     """
     kind = kind_of(fused)
-    region = kind.match(fused)
+    region = kind.region(fused)
     chosen: AnyProblem = region.problem if problem is None else problem
     shapes = kind.tensor_shapes(chosen)
-    types = [TensorRefType(shapes[role], _reference(value.type).element_type) for role, value in region.values.items()]
-    block = Block(arg_types=types)
-    op = build_kernel(fused, mapping, chosen, dict(zip(region.values, block.args, strict=True)))
+    types = {
+        role: TensorRefType(shapes[role], _reference(value.type).element_type) for role, value in region.values.items()
+    }
+    outside = [role for role in types if role not in chosen.on_chip]
+    block = Block(arg_types=[types[role] for role in outside])
+    kept = {role: OnchipOp(role, type) for role, type in types.items() if role in chosen.on_chip}
+    block.add_ops(kept.values())
+    tensors: dict[str, SSAValue] = dict(zip(outside, block.args, strict=True))
+    op = build_kernel(fused, mapping, chosen, tensors | {role: one.tensor for role, one in kept.items()})
     block.add_ops([op, ScheduleReturnOp([])])
-    ScheduleOp("alone", list(region.values), [], Region(block))
+    ScheduleOp("alone", outside, [], Region(block))
     return op
 
 

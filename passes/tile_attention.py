@@ -34,7 +34,7 @@ from flatc.passes.kinds.registry import kind_of
 from flatc.passes.lower_to_spatial import lower_kernel_alone
 from flatc.passes.mapping.judge import MOST_SIMULATED, Judge
 from flatc.passes.mapping.mapping_text import parse_mappings
-from flatc.passes.mapping.ranking import Objective, Ranking
+from flatc.passes.mapping.ranking import Objective, Ranking, objectives
 from flatc.passes.mapping.search import Choice, Choices, NothingFits, check_strategy
 from flatc.passes.simulation.simulator import try_simulate
 
@@ -101,13 +101,13 @@ def _check_names(given: dict[str, KernelMapping], kernels: list[FusedOp]) -> Non
 
 def _attach_given(kernel: FusedOp, mapping: KernelMapping, accelerator: Accelerator) -> None:
     kind, name = kind_of(kernel), kernel.kernel.data
-    kind.check(kind.match(kernel).problem, kind.own(mapping, name), accelerator, name)
+    kind.check(kind.region(kernel).problem, kind.own(mapping, name), accelerator, name)
     kernel.mapping, kernel.strategy = MappingAttr(mapping), StringAttr("given")
 
 
 def _problem_of(kernel: FusedOp) -> tuple[KernelKind[Any, Any], AnyProblem]:
     kind = kind_of(kernel)
-    return kind, kind.match(kernel).problem
+    return kind, kind.region(kernel).problem
 
 
 MOST_EFFORT = 40_000
@@ -130,12 +130,12 @@ class KernelSearch:
     def __init__(self, accelerator: Accelerator, strategy: str, objective: Objective):
         self.accelerator, self.strategy = accelerator, strategy
         self.objective: Objective = objective
-        self._choices: dict[tuple[str, AnyProblem], Choices[KernelMapping]] = {}
-        self._judged: dict[tuple[str, AnyProblem], tuple[Ranking, Choice[KernelMapping]]] = {}
+        self._choices: dict[tuple[str, AnyProblem, int], Choices[KernelMapping]] = {}
+        self._judged: dict[tuple[str, AnyProblem, int], tuple[Ranking, Choice[KernelMapping]]] = {}
 
-    def attach(self, kernel: FusedOp) -> Choice[KernelMapping]:
-        """Gives a kernel the best mapping."""
-        _, choice = self._best(kernel)
+    def attach(self, kernel: FusedOp, reserved_bytes: int = 0) -> Choice[KernelMapping]:
+        """Gives a kernel the best mapping that leaves so many bytes of the buffer to others."""
+        _, choice = self._best(kernel, reserved_bytes)
         kernel.mapping, kernel.strategy = MappingAttr(choice.mapping), StringAttr(choice.strategy)
         return choice
 
@@ -147,16 +147,31 @@ class KernelSearch:
         """The ranking of the best mapping, with its simulated latency."""
         return self._best(kernel)[0]
 
-    def _best(self, kernel: FusedOp) -> tuple[Ranking, Choice[KernelMapping]]:
+    def judged(self, kernel: FusedOp) -> Ranking:
+        """The ranking of the mapping that a kernel has, with its simulated latency."""
         kind, problem = _problem_of(kernel)
-        found = self._judged.get((kind.name, problem))
+        mapping = kind.mapping_of(kernel)
+        form = kind.price(problem, self.accelerator, mapping)
+        cycles = self._judged_cycles(kernel, kind, problem, mapping)
+        energy, offchip = float(form.energy_pj[0]), float(form.offchip_bytes[0])
+        return tuple(objectives(self.objective, cycles, energy, offchip))
+
+    def _best(self, kernel: FusedOp, reserved_bytes: int = 0) -> tuple[Ranking, Choice[KernelMapping]]:
+        kind, problem = _problem_of(kernel)
+        found = self._judged.get((kind.name, problem, reserved_bytes))
         if found is None:
-            choices = self._found(kernel)
+            choices = self._found(kernel, reserved_bytes)
             found = self._judge(kernel, choices)
             if self.strategy == "auto" and choices.complete and found[1].gain > LOOSE:
-                found = self._with_smaller_spaces(kernel, found)
-            self._judged[kind.name, problem] = found
+                found = self._with_smaller_spaces(kernel, found, reserved_bytes)
+            self._judged[kind.name, problem, reserved_bytes] = found
         return found
+
+    def _machine(self, reserved_bytes: int) -> Accelerator:
+        """The accelerator without so many bytes of its buffer."""
+        buffer = self.accelerator.buffer
+        left = replace(buffer, capacity_bytes=buffer.capacity_bytes - reserved_bytes)
+        return replace(self.accelerator, buffer=left) if reserved_bytes else self.accelerator
 
     def _judge(
         self, kernel: FusedOp, choices: Choices[KernelMapping], most: int = MOST_SIMULATED
@@ -168,14 +183,15 @@ class KernelSearch:
         return judge.leader[0], choice
 
     def _with_smaller_spaces(
-        self, kernel: FusedOp, found: tuple[Ranking, Choice[KernelMapping]]
+        self, kernel: FusedOp, found: tuple[Ranking, Choice[KernelMapping]], reserved_bytes: int
     ) -> tuple[Ranking, Choice[KernelMapping]]:
         """The best of what was found in auto's space and what is found in smaller ones that are part of it."""
         kind, problem = _problem_of(kernel)
         best, own = found
         for strategy in SMALLER_SPACES:
             try:
-                choices = kind.find(problem, self.accelerator, strategy, self.objective, kernel.kernel.data)
+                machine = self._machine(reserved_bytes)
+                choices = kind.find(problem, machine, strategy, self.objective, kernel.kernel.data)
             except NothingFits:
                 continue
             ranking, choice = self._judge(kernel, cast("Choices[KernelMapping]", choices), MOST_OF_SMALLER)
@@ -186,13 +202,14 @@ class KernelSearch:
                 best, own = ranking, replace(own, mapping=choice.mapping, ranking=choice.ranking, gain=gain)
         return best, own
 
-    def _found(self, kernel: FusedOp) -> Choices[KernelMapping]:
+    def _found(self, kernel: FusedOp, reserved_bytes: int = 0) -> Choices[KernelMapping]:
         kind, problem = _problem_of(kernel)
-        choices = self._choices.get((kind.name, problem))
+        choices = self._choices.get((kind.name, problem, reserved_bytes))
         if choices is None:
-            found = kind.find(problem, self.accelerator, self.strategy, self.objective, kernel.kernel.data)
+            machine = self._machine(reserved_bytes)
+            found = kind.find(problem, machine, self.strategy, self.objective, kernel.kernel.data)
             choices = cast("Choices[KernelMapping]", found) if isinstance(found, Choices) else Choices(found)
-            self._choices[kind.name, problem] = choices
+            self._choices[kind.name, problem, reserved_bytes] = choices
         return choices
 
     def _judged_cycles(

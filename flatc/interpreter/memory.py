@@ -18,7 +18,7 @@ import numpy as np
 from xdsl.ir import Attribute, SSAValue
 
 from flatc.dialects.diagnostics import FlatcError, position_of
-from flatc.dialects.spatial import BufferOp, KernelOp, TimedOp
+from flatc.dialects.spatial import BufferOp, KernelOp, OnchipOp, TimedOp
 from flatc.interpreter.dtypes import Array, Precision
 from flatc.interpreter.order import NOTHING, Clock, Step, describe, join
 
@@ -148,10 +148,10 @@ class Slot:
 
 
 class OnChipMemory:
-    """The buffers of one kernel."""
+    """The buffers of one kernel, beside the tensors `kept` on chip while it runs."""
 
-    def __init__(self, kernel: KernelOp, precision: Precision):
-        _check_addresses(kernel)
+    def __init__(self, kernel: KernelOp, precision: Precision, kept: Sequence[OnchipOp] = ()):
+        _check_addresses(kernel, kept)
         self._precision = precision
         self._slots: dict[tuple[BufferOp, int], Slot] = {}
         self._counts: dict[BufferOp, int] = {}
@@ -189,14 +189,19 @@ class OnChipMemory:
             slot.in_use_until = join(slot.in_use_until, [step.after])
 
 
-def _check_addresses(kernel: KernelOp) -> None:
-    placed = [(b.address.data, b) for b in kernel.buffers() if b.address is not None]
-    for (start, lower), (following, upper) in pairwise(sorted(placed, key=lambda pair: pair[0])):
-        if start + lower.total_bytes > following:
+def _check_addresses(kernel: KernelOp, kept: Sequence[OnchipOp]) -> None:
+    """Buffers share no byte with each other, nor with a tensor that stays on chip while the kernel runs."""
+    placed = [
+        (b.address.data, b.total_bytes, f'buffer "{b.label.data}"', b)
+        for b in kernel.buffers()
+        if b.address is not None
+    ]
+    placed += [(t.address.data, t.bytes, f'tensor "{t.label.data}"', t) for t in kept if t.address is not None]
+    for (start, size, lower, _), (following, _, upper, op) in pairwise(sorted(placed, key=lambda one: one[0])):
+        if start + size > following:
             raise ScheduleError(
-                f'buffers "{lower.label.data}" and "{upper.label.data}" of kernel "{kernel.label.data}" '
-                f"overlap at byte {following}",
-                position=position_of(upper),
+                f'{lower} and {upper} of kernel "{kernel.label.data}" overlap at byte {following}',
+                position=position_of(op),
             )
 
 
@@ -217,13 +222,15 @@ def gather_pages(pool: Array, table: Array, rows: int) -> Array:
     return found[:, :, :rows]
 
 
-# --- Tensors off chip ---------------------------------------------------------------------------------
+# --- Tensors off chip, and those that stay on chip -----------------------------------------------------
 
 _UNWRITTEN, _SETTLED = -1, 0
 
 
 class OffchipTensor:
-    """A tensor off chip, or a view of one. Every element is written once: by the caller, or by one store.
+    """A tensor off chip, one that stays on chip between kernels, or a view of one of them.
+
+    Every element is written once: by the caller, or by one store.
 
     `_writer` holds for each element the number of the store that wrote it in this kernel, `_SETTLED` if it was there
     when the kernel started, or `_UNWRITTEN`.

@@ -27,6 +27,7 @@ from xdsl.ir import SSAValue
 from flatc.dialects.accelerator import AcceleratorAttr
 from flatc.dialects.frozen import frozen
 from flatc.dialects.masks import allows
+from flatc.dialects.onchip_rules import alive_by_kernel
 from flatc.dialects.score_functions import SCORE_KINDS
 from flatc.dialects.spatial import (
     BufferOp,
@@ -36,6 +37,7 @@ from flatc.dialects.spatial import (
     LoadOp,
     MatmulOp,
     OffchipOp,
+    OnchipOp,
     PagedOp,
     ReturnOp,
     RopeTableOp,
@@ -45,6 +47,7 @@ from flatc.dialects.spatial import (
     TimedOp,
     VectorOp,
     ViewOp,
+    stays_on_chip,
 )
 from flatc.dialects.vector_kinds import VALUE_KINDS
 from flatc.interpreter.dtypes import Array, Precision
@@ -89,10 +92,11 @@ def execute(schedule: ScheduleOp, arguments: Sequence[Array], precision: Precisi
     tensors: dict[SSAValue, OffchipTensor] = {}
     moved: Counter[tuple[str, str]] = Counter()
     names = [name.data for name in schedule.input_names]
+    kept = dict(zip(schedule.kernels(), alive_by_kernel(schedule), strict=True))
     for name, argument, array in zip(names, schedule.body.block.args, arguments, strict=True):
         tensors[argument] = OffchipTensor.given(name, array)
     for op in schedule.body.block.ops:
-        if isinstance(op, OffchipOp):
+        if isinstance(op, OffchipOp | OnchipOp):
             type = op.tensor.type
             dtype = precision.stored(type.element_type)
             tensors[op.tensor] = OffchipTensor.empty(op.label.data, type.dims, dtype)
@@ -110,7 +114,7 @@ def execute(schedule: ScheduleOp, arguments: Sequence[Array], precision: Precisi
             for table in op.body.block.ops:
                 if isinstance(table, RopeTableOp):
                     tensors[table.tensor] = _rope_tensor(table, precision)
-            moved += _Kernel(op, tensors, precision).run()
+            moved += _Kernel(op, tensors, precision, kept[op]).run()
             for tensor in tensors.values():
                 tensor.settle()
     touched = dict.fromkeys(name for name, _ in moved)
@@ -153,9 +157,15 @@ def _shares_channel(kernel: KernelOp) -> bool:
 
 
 class _Kernel:
-    def __init__(self, kernel: KernelOp, tensors: Mapping[SSAValue, OffchipTensor], precision: Precision):
+    def __init__(
+        self,
+        kernel: KernelOp,
+        tensors: Mapping[SSAValue, OffchipTensor],
+        precision: Precision,
+        kept: Sequence[OnchipOp],
+    ):
         self.kernel, self.tensors, self.precision = kernel, tensors, precision
-        self.memory = OnChipMemory(kernel, precision)
+        self.memory = OnChipMemory(kernel, precision, kept)
         self.order = Order(_shares_channel(kernel))
         self.moved: Counter[tuple[str, str]] = Counter()
         self._operands: dict[TimedOp, _Operands] = {}
@@ -222,7 +232,9 @@ class _Kernel:
         tensor.write(box, access.step, access.read(0, access.extents))
 
     def _count(self, tensor: OffchipTensor, op: LoadOp | StoreOp, access: _Access) -> None:
-        self.moved[tensor.name, op.resource] += math.prod(access.extents) * op.tensor_type.element_bytes
+        assert op.tensor is not None
+        size = 0 if stays_on_chip(op.tensor) else math.prod(access.extents) * op.tensor_type.element_bytes
+        self.moved[tensor.name, op.resource] += size
 
 
 def _waits_for(buffer: SSAValue) -> bool:

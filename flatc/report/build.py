@@ -14,14 +14,15 @@ from xdsl.dialects.builtin import ModuleOp
 
 from flatc.dialects.accelerator import Accelerator, accelerator_of
 from flatc.dialects.diagnostics import FlatcError
-from flatc.dialects.spatial import BufferOp, KernelOp, ScheduleOp
+from flatc.dialects.onchip_rules import alive_by_kernel
+from flatc.dialects.spatial import BufferOp, KernelOp, OnchipOp, ScheduleOp
 from flatc.passes.cost.bounds import least_macs, mapping_bounds, problem_bounds
 from flatc.passes.cost.explanation import Explanation, explain
 from flatc.passes.cost.kernel_costs import KernelCosts, Simulate, all_kernel_costs
 from flatc.passes.kernels.schedule_problem import compulsory_by_tensor, schedule_bounds
 from flatc.passes.kinds.registry import kernel_part, kind_with, parts
 from flatc.report.loops import loop_lines
-from flatc.report.model import BufferUse, KernelReport, Report, TensorTraffic
+from flatc.report.model import BufferUse, KeptTensor, KernelReport, Report, TensorTraffic
 
 
 def schedule_of(module: ModuleOp) -> ScheduleOp:
@@ -38,7 +39,8 @@ def build_report(module: ModuleOp, simulate: Simulate = "auto") -> Report:
     found = parts(schedule)
     compulsory = None if found is None else compulsory_by_tensor(schedule, found)
     costs = all_kernel_costs(schedule.kernels(), accelerator, simulate)
-    kernels = tuple(map(partial(_kernel, accelerator, compulsory), schedule.kernels(), costs))
+    kept = alive_by_kernel(schedule)
+    kernels = tuple(map(partial(_kernel, accelerator, compulsory), schedule.kernels(), costs, kept))
     bounds = None
     if found is not None:
         bounds = schedule_bounds(schedule, found, accelerator)
@@ -60,7 +62,11 @@ def _strategy(kernels: Sequence[KernelOp]) -> str:
 
 
 def _kernel(
-    accelerator: Accelerator, compulsory: dict[str, int] | None, kernel: KernelOp, costs: KernelCosts
+    accelerator: Accelerator,
+    compulsory: dict[str, int] | None,
+    kernel: KernelOp,
+    costs: KernelCosts,
+    kept: Sequence[OnchipOp],
 ) -> KernelReport:
     part = kernel_part(kernel)
     problem = part.problem if part else None
@@ -76,7 +82,7 @@ def _kernel(
         events=costs.events,
         tensors=_tensors(costs, compulsory),
         buffers=tuple(map(_buffer, kernel.buffers())),
-        peak_buffer_bytes=costs.peak_buffer_bytes,
+        peak_buffer_bytes=_peak_bytes(costs.peak_buffer_bytes, kept),
         beyond=kind.beyond(problem, kind.mapping_of(kernel)) if kind else (),
         live_elements=kind.live_elements(problem, kind.mapping_of(kernel)) if kind else None,
         work=costs.work,
@@ -84,7 +90,20 @@ def _kernel(
         bounds=problem_bounds([problem], accelerator) if problem else None,
         mapping_bounds=mapping_bounds(costs, accelerator),
         time=costs.time,
+        kept=tuple(map(_kept, kept)),
     )
+
+
+def _peak_bytes(own_bytes: int, kept: Sequence[OnchipOp]) -> int:
+    """Bytes on chip while a kernel runs: up to the end of its highest buffer, or of a tensor that stays meanwhile."""
+    if any(tensor.address is None for tensor in kept):
+        return own_bytes + sum(tensor.bytes for tensor in kept)
+    return max([own_bytes, *(tensor.address.data + tensor.bytes for tensor in kept if tensor.address is not None)])
+
+
+def _kept(tensor: OnchipOp) -> KeptTensor:
+    type, address = tensor.tensor.type, None if tensor.address is None else tensor.address.data
+    return KeptTensor(tensor.label.data, address, tensor.bytes, type.dims, str(type.element_type))
 
 
 def _tensors(costs: KernelCosts, compulsory: dict[str, int] | None) -> tuple[TensorTraffic, ...]:

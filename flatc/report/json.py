@@ -91,6 +91,7 @@ def _kernel(report: Report, kernel: KernelReport) -> dict[str, Any]:
         "events": kernel.events,
         "live_elements": kernel.live_elements,
         "roofline": _roofline(roofline(report.accelerator, kernel.work, kernel.latency_cycles)),
+        "on_chip": [asdict(tensor) for tensor in kernel.kept],
         "buffers": [asdict(buffer) | {"bytes": buffer.bytes} for buffer in kernel.buffers],
         "time": time_dict(kernel.time.resources) if kernel.time is not None else None,
     }

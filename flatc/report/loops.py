@@ -19,7 +19,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from xdsl.ir import Block, SSAValue
 
 from flatc.dialects.quasi_affine import Expr
-from flatc.dialects.spatial import BufferOp, ForOp, KernelOp, LoadOp, MatmulOp, TimedOp, VectorOp
+from flatc.dialects.spatial import (
+    BufferOp,
+    ForOp,
+    KernelOp,
+    LoadOp,
+    MatmulOp,
+    TimedOp,
+    VectorOp,
+    stays_on_chip,
+)
 from flatc.passes.simulation.simulator import tensor_name
 
 Ranges = Mapping[SSAValue, tuple[int, int]]
@@ -83,6 +92,8 @@ def _operation(op: TimedOp, ranges: Ranges) -> str:
     reads, writes = ([_label(value) for value in values] for values in (op.reads, op.writes))
     if op.tensor is not None:
         (reads if isinstance(op, LoadOp) else writes).append(tensor_name(op.tensor))
+        if stays_on_chip(op.tensor):
+            return f"copy    {', '.join(reads)} -> {', '.join(writes)} {_extents(op, ranges)}"
     verb = op.kind.data.replace("_", " ") if isinstance(op, VectorOp) else op.name.removeprefix("spatial.")
     return f"{verb:7} {', '.join(reads)} -> {', '.join(writes)} {_extents(op, ranges)}"
 

@@ -60,6 +60,17 @@ class BufferUse:
 
 
 @frozen
+class KeptTensor:
+    """A tensor that is on chip while a kernel runs, for this kernel or for others: where it lies, what it holds."""
+
+    name: str
+    address: int | None
+    bytes: int
+    shape: tuple[int, ...]
+    element: str
+
+
+@frozen
 class Roofline:
     """Where a program stands under the roofline, in multiply-accumulates (MAC)."""
 
@@ -115,7 +126,8 @@ class KernelReport:
 
     `beyond` says what the mapping does that the strategies of its corner do not.
     `bounds` are those of what the kernel computes; None where flatc does not recognise it. `least_macs` are the
-    multiply-accumulates of visible scores. `time` says how each resource spent it, if the kernel was simulated.
+    multiply-accumulates of visible scores. `kept` are the tensors that stay on chip between kernels while it runs;
+    `peak_buffer_bytes` has them in it. `time` says how each resource spent it, if the kernel was simulated.
     """
 
     name: str
@@ -135,6 +147,7 @@ class KernelReport:
     mapping_bounds: Bounds
     time: KernelTime | None = None
     beyond: tuple[str, ...] = ()
+    kept: tuple[KeptTensor, ...] = ()
 
     @property
     def offchip_bytes(self) -> int:
@@ -240,6 +253,11 @@ class Report:
     def tensors(self) -> tuple[TensorTraffic, ...]:
         """Traffic by tensor, over all kernels."""
         return merge_traffic(traffic for kernel in self.kernels for traffic in kernel.tensors)
+
+    @property
+    def kept(self) -> tuple[KeptTensor, ...]:
+        """The tensors that stay on chip between kernels, in order of first appearance."""
+        return tuple(dict.fromkeys(tensor for kernel in self.kernels for tensor in kernel.kept))
 
     @property
     def roofline(self) -> Roofline:

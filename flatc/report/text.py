@@ -148,9 +148,11 @@ def _gap(report: Report) -> Iterator[str]:
 
 def _traffic(report: Report) -> Iterator[str]:
     rows = [["off-chip bytes", "read", "written", "least", ""]]
+    kept = {tensor.name for tensor in report.kept}
     for tensor in report.tensors:
         least = tensor.compulsory_bytes
         ratio = times(Fraction(tensor.bytes), Fraction(least)) if least else "stays inside" if least == 0 else "?"
+        ratio = "stays on chip" if tensor.name in kept else ratio
         shown = f"{least:,}" if least is not None else "?"
         rows.append([tensor.name, f"{tensor.read_bytes:,}", f"{tensor.written_bytes:,}", shown, ratio])
     yield from table(rows, "<>>>>")
@@ -207,6 +209,10 @@ def _buffers(kernel: KernelReport) -> Iterator[str]:
         where = f"{buffer.address:,}" if buffer.address is not None else "-"
         shape = " x ".join(map(str, buffer.shape))
         rows.append([buffer.label, where, f"{buffer.slots}", f"{buffer.bytes:,}", f"{shape} {buffer.element}"])
+    for tensor in kernel.kept:
+        where = f"{tensor.address:,}" if tensor.address is not None else "-"
+        shape = " x ".join(map(str, tensor.shape))
+        rows.append([tensor.name, where, "", f"{tensor.bytes:,}", f"{shape} {tensor.element}, stays on chip"])
     yield from table(rows, "<>>><", "  ")
     yield f"  peak {kernel.peak_buffer_bytes:,} B"
     if kernel.live_elements is not None:

@@ -36,6 +36,7 @@ from flatc.passes.cost.primitive_costs import (
     VectorWork,
     array_cycles,
     ceil_divide,
+    copy_ticks,
     pe_cycles,
     vector_cycles,
 )
@@ -317,20 +318,20 @@ class _Prices:
         p = self.problem
         match name[0]:
             case "T":
-                return self._load(tile.batch * p.pages * PAGE_BYTES)
+                return self._load("pages", tile.batch * p.pages * PAGE_BYTES)
             case "H" if name in ("Hk", "Hv"):
                 return self._keyed(name[1], tile, p.keys)
             case "K" | "V":
                 return self._keyed(name.lower(), tile, tile.key)
             case "Q":
-                return self._load(tile.rows * p.d_qk * p.q_bytes)
+                return self._load("q", tile.rows * p.d_qk * p.q_bytes)
             case "P":
-                return self._load(tile.rows * tile.key * p.score_bytes)
+                return self._load("scores", tile.rows * tile.key * p.score_bytes)
             case "O":
-                return self._load(self._operand_bytes(self._operands[name], tile))
+                return self._load(name[1:], self._operand_bytes(self._operands[name], tile))
             case "S":
                 size = p.d_v * p.output_bytes if p.has("attend") else tile.key * p.probability_bytes
-                return self._transfer(tile.rows * size * self._write, 1)
+                return self._transfer("result", tile.rows * size, self._write, 1)
             case "L" | "A":
                 return self._product(name, tile)
             case _:
@@ -338,21 +339,25 @@ class _Prices:
 
     # --- Transfers ------------------------------------------------------------------------------------------
 
-    def _load(self, size: int, transfers: int = 1) -> tuple[int, int]:
-        return self._transfer(size * self._read, transfers)
+    def _load(self, role: str, size: int, transfers: int = 1) -> tuple[int, int]:
+        return self._transfer(role, size, self._read, transfers)
 
-    def _transfer(self, ticks: int, transfers: int) -> tuple[int, int]:
+    def _transfer(self, role: str, size: int, ticks_per_byte: int, transfers: int) -> tuple[int, int]:
         offchip = self.accelerator.offchip
-        if not ticks:
+        if not size:
             return 0, 0
-        busy = ticks + offchip.overhead_cycles * transfers * self.ticks_per_cycle
+        overhead = offchip.overhead_cycles * transfers * self.ticks_per_cycle
+        if role in self.problem.on_chip:
+            busy = copy_ticks(self.accelerator, size, self.ticks_per_cycle) + overhead
+            return busy, busy
+        busy = size * ticks_per_byte + overhead
         return busy, busy + offchip.latency_cycles * self.ticks_per_cycle
 
     def _keyed(self, name: str, tile: _Tile, keys: int) -> tuple[int, int]:
         p = self.problem
         row = p.d_qk * p.k_bytes if name == "k" else p.d_v * p.v_bytes
         transfers = 1 if p.block is None else tile.batch * ceil_divide(keys, p.block)
-        return self._load(tile.heads * keys * row, transfers)
+        return self._load(name, tile.heads * keys * row, transfers)
 
     def _operand_bytes(self, operand: Operand, tile: _Tile) -> int:
         p, whole = self.problem, operand_level(operand, self.mapping.keep.k_level) == "heads"

@@ -69,8 +69,12 @@ NO_BOUNDS = Bounds(Fraction(0), Fraction(0), Fraction(0))
 class Problem(Protocol):
     """What a kernel that is no attention says of its own bounds; attention's depend on masks and are counted here.
 
-    Roles name the tensors of a problem; those that begin with `result` are written, all others read.
+    Roles name the tensors of a problem; those that begin with `result` are written, all others read. Those `on_chip`
+    stay there between kernels, and move nothing off chip.
     """
+
+    @property
+    def on_chip(self) -> frozenset[str]: ...
 
     def least_macs(self) -> int:
         """Multiply-accumulates that any schedule does."""
@@ -211,7 +215,7 @@ def least_traffic(
     for index, problem in enumerate(problems):
         for role, size in compulsory_bytes(problem).items():
             name = f"{index}.{role}" if tensors is None else tensors[index].get(role)
-            if name is not None:
+            if name is not None and role not in problem.on_chip:
                 direction = written if is_written(role) else read
                 outside = size - (inside[index].get(role, 0) if inside is not None else 0)
                 direction[name] = max(direction.get(name, 0), outside)

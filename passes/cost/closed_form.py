@@ -35,6 +35,7 @@ from flatc.passes.cost.pipeline_times import Case
 from flatc.passes.cost.primitive_costs import Work, energy_pj
 from flatc.passes.cost.shared_counts import count_all
 from flatc.passes.cost.tile_counts import Counts
+from flatc.passes.cost.transfer_prices import TransferPrices, split
 from flatc.passes.kernels.problem import AttentionProblem
 
 
@@ -79,8 +80,9 @@ def evaluate(
         geometry = key_geometry(problem, columns.query, columns.key)
         counts = count_all(problem, accelerator, structure, columns, geometry)
         peak_bytes = peak_buffer_bytes(problem, structure, columns, geometry)
-    work = total_work(counts)
-    busy = busy_cycles(accelerator, counts)
+    prices = TransferPrices(accelerator, problem.on_chip)
+    work = total_work(prices, counts)
+    busy = busy_cycles(prices, counts)
     times = least_times(Case(problem, accelerator, structure, columns, counts), busy)
     latency = np.zeros(columns.batch.shape)
     for time in times:
@@ -88,7 +90,7 @@ def evaluate(
     return ClosedForm(
         latency_cycles=latency,
         busy_cycles=busy,
-        tensor_bytes=counts.tensor_bytes,
+        tensor_bytes=prices.offchip_bytes(counts.tensor_bytes),
         peak_buffer_bytes=peak_bytes,
         work=work,
         energy_pj=sum(energy_pj(accelerator, work).values()),
@@ -96,30 +98,20 @@ def evaluate(
     )
 
 
-def total_work(counts: Counts) -> Work:
+def total_work(prices: TransferPrices, counts: Counts) -> Work:
     """The work of the tiles, and of the transfers between buffer and memory."""
-    read, written = _read_and_written(counts)
-    return counts.work + Work(
-        offchip_read_bytes=read, offchip_write_bytes=written, buffer_read_bytes=written, buffer_write_bytes=read
-    )
+    return counts.work + prices.work(counts.tensor_bytes)
 
 
-def busy_cycles(accelerator: Accelerator, counts: Counts) -> dict[str, Any]:
+def busy_cycles(prices: TransferPrices, counts: Counts) -> dict[str, Any]:
     """How long each resource is busy: no schedule takes less than the longest."""
-    busy = _offchip_busy(accelerator, *_read_and_written(counts), counts.transfers)
-    return busy | {"array": counts.array, "vector": counts.vector}
+    return _offchip_busy(prices, counts) | {"array": counts.array, "vector": counts.vector}
 
 
-def _read_and_written(counts: Counts) -> tuple[Any, Any]:
-    """Off-chip bytes: the result is written, everything else is read."""
-    tensors = counts.tensor_bytes
-    return sum(size for name, size in tensors.items() if name != "result"), tensors["result"]
-
-
-def _offchip_busy(accelerator: Accelerator, read: Any, written: Any, transfers: tuple[Any, Any]) -> dict[str, Any]:
-    loads, stores = (count * accelerator.offchip.overhead_cycles for count in transfers)
-    read_cycles = read * float(accelerator.cycles_per_byte_read) + loads
-    write_cycles = written * float(accelerator.cycles_per_byte_written) + stores
+def _offchip_busy(prices: TransferPrices, counts: Counts) -> dict[str, Any]:
+    accelerator, (loaded, stored) = prices.accelerator, split(counts.tensor_bytes)
+    loads, stores = (count * accelerator.offchip.overhead_cycles for count in counts.transfers)
+    read_cycles, write_cycles = prices.cycles(loaded) + loads, prices.cycles(stored) + stores
     if accelerator.offchip.channels == "shared":
         return {"offchip": read_cycles + write_cycles}
     return {"read": read_cycles, "write": write_cycles}

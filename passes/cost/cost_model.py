@@ -1,7 +1,8 @@
 """Prices of operations: ticks on their resource and counts of work, from the primitive costs.
 
 A `CostModel` belongs to one accelerator. Time is counted in integer ticks, `ticks_per_cycle` of which make one cycle,
-chosen so that a byte takes a whole number of ticks on every channel: nothing is ever rounded.
+chosen so that a byte takes a whole number of ticks on every channel: nothing is ever rounded but copies within the
+buffer, to a tick.
 """
 
 from __future__ import annotations
@@ -16,7 +17,17 @@ from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.frozen import frozen
 from flatc.dialects.score_functions import REPEATED_OPERANDS
-from flatc.dialects.spatial import VECTOR_KINDS, BufferOp, BufferType, LoadOp, MatmulOp, StoreOp, TimedOp, VectorOp
+from flatc.dialects.spatial import (
+    VECTOR_KINDS,
+    BufferOp,
+    BufferType,
+    LoadOp,
+    MatmulOp,
+    StoreOp,
+    TimedOp,
+    VectorOp,
+    stays_on_chip,
+)
 from flatc.dialects.vector_kinds import VALUE_KINDS
 from flatc.passes.cost.primitive_costs import (
     ArrayCycles,
@@ -26,6 +37,7 @@ from flatc.passes.cost.primitive_costs import (
     Work,
     array_cycles,
     chained_traffic,
+    copy_ticks,
     operand_traffic,
     pe_cycles,
     repeated_elements,
@@ -83,6 +95,8 @@ class CostModel:
 
     def _transfer(self, op: LoadOp | StoreOp, extents: tuple[int, ...]) -> OpCost:
         size = math.prod(extents) * op.tensor_type.element_bytes
+        if op.tensor is not None and stays_on_chip(op.tensor):
+            return self._copy(size)
         latency = self.accelerator.offchip.latency_cycles * self.ticks_per_cycle if size else 0
         overhead = self.accelerator.offchip.overhead_cycles * self.ticks_per_cycle if size else 0
         if isinstance(op, LoadOp):
@@ -94,6 +108,12 @@ class CostModel:
             return OpCost(busy, busy + latency, work)
         busy = size * self._write_ticks + overhead
         return OpCost(busy, busy + latency, Work(offchip_write_bytes=size, buffer_read_bytes=size))
+
+    def _copy(self, size: int) -> OpCost:
+        """A transfer of a tensor that stays on chip: it holds its channel, and nothing goes off chip."""
+        overhead = self.accelerator.offchip.overhead_cycles * (size > 0)
+        ticks = copy_ticks(self.accelerator, size, self.ticks_per_cycle) + overhead * self.ticks_per_cycle
+        return OpCost(ticks, ticks, Work(buffer_read_bytes=size, buffer_write_bytes=size))
 
     def _matmul(self, op: MatmulOp, extents: tuple[int, ...]) -> OpCost:
         tile = matmul_tile(op, extents)

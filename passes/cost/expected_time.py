@@ -75,5 +75,5 @@ def _phase(case: Case, product: str, tensor: str, slots: Any, *, streams: bool) 
     busy = counts.product[product]
     if not streams:
         return busy
-    loads = counts.tensor_bytes[tensor] * float(case.accelerator.cycles_per_byte_read)
+    loads = case.transfer_cycles(tensor)
     return reduce(np.maximum, [busy, loads, (loads + busy + counts.skew[product]) / slots])

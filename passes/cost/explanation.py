@@ -25,7 +25,17 @@ from fractions import Fraction
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.frozen import frozen
-from flatc.dialects.spatial import BufferOp, KernelOp, LoadOp, MatmulOp, ScheduleOp, StoreOp, TimedOp, VectorOp
+from flatc.dialects.spatial import (
+    BufferOp,
+    KernelOp,
+    LoadOp,
+    MatmulOp,
+    ScheduleOp,
+    StoreOp,
+    TimedOp,
+    VectorOp,
+    stays_on_chip,
+)
 from flatc.dialects.vector_kinds import VALUE_KINDS
 from flatc.passes.cost.bounds import AnyProblem, Bounds, least_macs, least_vector_counts
 from flatc.passes.cost.cost_model import CostModel, adds_product, matmul_tile, vector_operation_work
@@ -124,7 +134,7 @@ class _Account:
         moved: Counter[str] = Counter()
         for _, time in self.kernels:
             for (op, extents), times in time.executed.items():
-                if isinstance(op, LoadOp | StoreOp):
+                if isinstance(op, LoadOp | StoreOp) and op.tensor is not None and not stays_on_chip(op.tensor):
                     moved[op.resource] += math.prod(extents) * op.tensor_type.element_bytes * times
         read = moved["read"] * self.accelerator.cycles_per_byte_read
         return "read" if read >= moved["write"] * self.accelerator.cycles_per_byte_written else "write"
@@ -224,6 +234,9 @@ class _Account:
             assert isinstance(op, LoadOp | StoreOp)
             assert op.tensor is not None
             name = tensor_name(op.tensor)
+            if stays_on_chip(op.tensor):
+                yield f"copies {name} on chip", self.model.busy_cycles(op, extents) * times
+                continue
             moved[name, op.resource] += math.prod(extents) * op.tensor_type.element_bytes * times
         for (name, direction), size in moved.items():
             machine = self.accelerator

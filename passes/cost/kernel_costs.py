@@ -107,7 +107,12 @@ def _known_costs(kernel: KernelOp, alike: Sequence[tuple[KernelOp, KernelCosts]]
         if same is not None:
             tensors = {same.tensors[name]: size for name, size in costs.tensor_bytes.items()}
             time = costs.time.renamed(same.ops) if costs.time is not None else None
-            return replace(costs, tensor_bytes=dict(sorted(tensors.items())), time=time)
+            return replace(
+                costs,
+                tensor_bytes=dict(sorted(tensors.items())),
+                time=time,
+                peak_buffer_bytes=peak_buffer_bytes(kernel),
+            )
     return None
 
 

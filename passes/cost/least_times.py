@@ -29,26 +29,24 @@ def _waiting_cycles(case: Case) -> list[Any]:
     """Total length of each cycle of waiting over the instances that may be under way in it."""
     import numpy as np
 
-    p, c, s, accelerator, counts = case.problem, case.columns, case.structure, case.accelerator, case.counts
-    tensors = counts.tensor_bytes
-    read, write = float(accelerator.cycles_per_byte_read), float(accelerator.cycles_per_byte_written)
+    p, c, s, counts = case.problem, case.columns, case.structure, case.counts
     logit, attend = counts.product["logit"], counts.product["attend"]
     found: list[Any] = []
     if p.has("logit"):
         k_slots = c.k_slots if s.k_level == "key" else c.k_slots * 0 + _NEVER
         skew = counts.skew["logit"] if s.interleave == 1 else 0
-        used = tensors["k"] * read + logit + skew + (attend if s.v_level == "k" else 0)
+        used = case.transfer_cycles("k") + logit + skew + (attend if s.v_level == "k" else 0)
         found.append(used / k_slots)
-        found.append((tensors["q"] * read + logit) / c.q_slots)
+        found.append((case.transfer_cycles("q") + logit) / c.q_slots)
     if p.has("attend"):
         v_slots = c.v_slots if s.v_level == "key" else c.v_slots * 0 + _NEVER
         skew = counts.skew["attend"] if s.interleave == 1 else 0
-        found.append((tensors["v"] * read + attend + skew) / v_slots)
+        found.append((case.transfer_cycles("v") + attend + skew) / v_slots)
         if s.chains_attends:
             found.append(attend + counts.rescaling)
         if s.interleave == 1 and not p.converts_output:
             # Interleaved tiles share a slot: one may be stored while another is in work. So may a converted output.
-            found.append((tensors["result"] * write + attend) / c.output_slots)
+            found.append((case.transfer_cycles("result") + attend) / c.output_slots)
     if s.held:
         # The array takes the next logit after the attend of its stages, which waits for the vector unit in between.
         made = logit + attend + counts.product["softmax"] + counts.vector_between
@@ -66,15 +64,14 @@ _NEVER = 1 << 40
 def _ends(case: Case) -> tuple[Any, Any, Any]:
     """Cycles at the least: of the loads before the first array operation, before the first vector operation, and of the
     store after the last one of either."""
-    accelerator = case.accelerator
-    loaded = _first_load_bytes(case) * float(accelerator.cycles_per_byte_read)
+    loaded = _first_load_cycles(case)
     # A sink waits for nothing: it is the vector unit's first operation.
     to_vector = 0 if case.problem.sink is not None else loaded
-    return loaded, to_vector, _last_store_bytes(case) * float(accelerator.cycles_per_byte_written)
+    return loaded, to_vector, _last_store_bytes(case) * case.prices.rate("result")
 
 
-def _first_load_bytes(case: Case) -> Any:
-    """Bytes that are loaded before anything can be computed; a mask may leave the first tiles without work."""
+def _first_load_cycles(case: Case) -> Any:
+    """Cycles of what is loaded before anything can be computed; a mask may leave the first tiles without work."""
     import numpy as np
 
     p, c, s = case.problem, case.columns, case.structure
@@ -84,11 +81,13 @@ def _first_load_bytes(case: Case) -> Any:
     if p.has("logit"):
         keys = c.key if s.k_level == "key" else p.keys
         rows = c.query if s.algorithm != "online" else np.minimum(c.query * s.interleave, p.queries)
-        return heads * (s.d_qk or p.d_qk) * (c.group * rows * p.q_bytes + keys * p.k_bytes)
-    scores = c.group * c.query * (p.keys if s.algorithm == "rows" else c.key) * p.score_bytes
+        width = heads * (s.d_qk or p.d_qk)
+        return case.prices.cycles({"q": width * (c.group * rows * p.q_bytes), "k": width * (keys * p.k_bytes)})
+    scores = c.group * c.query * (p.keys if s.algorithm == "rows" else c.key) * (heads * p.score_bytes)
     if p.has("softmax"):
-        return heads * scores
-    return heads * (scores + (c.key if s.v_level == "key" else p.keys) * p.d_v * p.v_bytes)
+        return case.prices.cycles({"scores": scores})
+    values = heads * ((c.key if s.v_level == "key" else p.keys) * p.d_v * p.v_bytes)
+    return case.prices.cycles({"scores": scores, "v": values})
 
 
 def _last_store_bytes(case: Case) -> Any:

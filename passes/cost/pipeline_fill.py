@@ -15,6 +15,7 @@ from flatc.dialects.mapping import Mapping
 from flatc.passes.cost.key_geometry import key_geometry
 from flatc.passes.cost.mapping_columns import columns_of, structure_of
 from flatc.passes.cost.shared_counts import count_all
+from flatc.passes.cost.transfer_prices import TransferPrices, split
 from flatc.passes.kernels.problem import AttentionProblem
 
 
@@ -38,13 +39,13 @@ def fill_cycles(problem: AttentionProblem, accelerator: Accelerator, mapping: Ma
     structure, columns = structure_of(mapping), columns_of(mapping)
     counts = count_all(one, accelerator, structure, columns, key_geometry(one, columns.query, columns.key))
     beyond = p.keys - one.keys
-    read = sum(size for name, size in counts.tensor_bytes.items() if name != "result")
-    if mapping.keep.k_level != "key":
-        read = read + beyond * one.batch * one.kv_heads * p.d_qk * p.k_bytes
-    if mapping.keep.v_level == "kv_head":
-        read = read + beyond * one.batch * one.kv_heads * p.d_v * p.v_bytes
-    transfers = read * float(accelerator.cycles_per_byte_read)
-    transfers = transfers + counts.tensor_bytes["result"] * float(accelerator.cycles_per_byte_written)
+    loaded, stored = split(counts.tensor_bytes)
+    if mapping.keep.k_level != "key" and "k" in loaded:
+        loaded["k"] = loaded["k"] + beyond * one.batch * one.kv_heads * p.d_qk * p.k_bytes
+    if mapping.keep.v_level == "kv_head" and "v" in loaded:
+        loaded["v"] = loaded["v"] + beyond * one.batch * one.kv_heads * p.d_v * p.v_bytes
+    prices = TransferPrices(accelerator, p.on_chip)
+    transfers = prices.cycles(loaded) + prices.cycles(stored)
     loads, stores = counts.transfers
     transfers = transfers + (loads + stores) * (
         accelerator.offchip.overhead_cycles + accelerator.offchip.latency_cycles

@@ -18,6 +18,7 @@ from flatc.passes.cost.key_geometry import every_row_sees_keys
 from flatc.passes.cost.mapping_columns import Columns, Structure
 from flatc.passes.cost.primitive_costs import ceil_divide
 from flatc.passes.cost.tile_counts import Counts
+from flatc.passes.cost.transfer_prices import TransferPrices
 from flatc.passes.kernels.problem import AttentionProblem
 
 
@@ -30,6 +31,15 @@ class Case:
     structure: Structure
     columns: Columns
     counts: Counts
+
+    @cached_property
+    def prices(self) -> TransferPrices:
+        """What moving tensors costs."""
+        return TransferPrices(self.accelerator, self.problem.on_chip)
+
+    def transfer_cycles(self, role: str) -> Any:
+        """What the channel takes for all bytes of a role."""
+        return self.counts.tensor_bytes[role] * self.prices.rate(role)
 
 
 def pipeline_times(case: Case) -> list[Any]:
@@ -52,6 +62,9 @@ def pipeline_times(case: Case) -> list[Any]:
     found = [steps.bound(group) for group in _groups(shape)]
     return found if one_loop else [*found, steps.loads_in_order(shape)]
 
+
+_ROLES = {"Q": "q", "P": "scores", "S": "result"}
+"""Steps that move all of a tensor."""
 
 Timed = tuple[str, bool]
 """A step, and whether its results are awaited."""
@@ -181,17 +194,12 @@ class _StepTimes:
 
     def _busy(self, name: str) -> Any:
         case = self.case
-        tensors, counts, s = case.counts.tensor_bytes, case.counts, case.structure
-        read = float(case.accelerator.cycles_per_byte_read)
+        counts, s = case.counts, case.structure
         if name in SELDOM:
             # A kernel of one tile of heads loads them before the pipeline begins.
-            return tensors[name[1]] * read * (self._heads > 1)
-        if name == "Q":
-            return tensors["q"] * read
-        if name == "P":
-            return tensors["scores"] * read
-        if name == "S":
-            return tensors["result"] * float(case.accelerator.cycles_per_byte_written)
+            return case.transfer_cycles(name[1]) * (self._heads > 1)
+        if name in _ROLES:
+            return case.transfer_cycles(_ROLES[name])
         if name == "D":
             return counts.vector_finish
         if name == "X":
@@ -199,7 +207,7 @@ class _StepTimes:
         if name[-1] == "*":
             return self._loop(name[0])
         if name[0] in "KV":
-            return self._share_of_loads(name) * (tensors[name[0].lower()] * read)
+            return self._share_of_loads(name) * case.transfer_cycles(name[0].lower())
         return self._share_of_products(name) * counts.product["logit" if name[0] == "L" else "attend"]
 
     def _skew(self, name: str) -> Any:
@@ -223,13 +231,13 @@ class _StepTimes:
         case, tensor = self.case, "k" if name == "K" else "v"
         c, counts, product = case.columns, case.counts, "logit" if name == "K" else "attend"
         slots = c.k_slots if name == "K" else c.v_slots
-        read = counts.tensor_bytes[tensor] * float(case.accelerator.cycles_per_byte_read)
+        read = case.transfer_cycles(tensor)
         missed = counts.largest[product]
         pair = self._time((name, name == "A")) + self._time(("Vn" if name == "A" else name + "n", False))
         if name == "A":
             p = case.problem
             width = c.batch * c.kv_head * c.key * (p.d_v * p.v_bytes)
-            missed = missed + width * float(case.accelerator.cycles_per_byte_read)
+            missed = missed + width * case.prices.rate(tensor)
         around = (read + counts.product[product] + counts.skew[product]) / slots - self._rows * missed
         return np.maximum(pair, around)
 

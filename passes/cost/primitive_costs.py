@@ -282,6 +282,18 @@ def value_price(
     return VectorPrice(vector_cycles(unit, work, elements, rows), counts)
 
 
+# --- Copies within the buffer --------------------------------------------------------------------------
+
+
+def copy_ticks(accelerator: Accelerator, size: int, ticks_per_cycle: int) -> int:
+    """Ticks of copying `size` bytes between a tensor that stays on chip and a tile, rounded up.
+
+    The transfer engine reads and writes the buffer through its ports at their bandwidth. Ticks are those of the
+    off-chip channels, so a copy takes no longer than a transfer where the buffer is no slower than off-chip memory.
+    """
+    return math.ceil(size * accelerator.cycles_per_byte_copied * ticks_per_cycle)
+
+
 # --- Counts that add up to energy ---------------------------------------------------------------------
 
 

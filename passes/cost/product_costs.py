@@ -34,6 +34,7 @@ from flatc.passes.cost.primitive_costs import (
     vector_energy_pj,
     vector_work,
 )
+from flatc.passes.cost.transfer_prices import TransferPrices, split
 from flatc.passes.kernels.product_problem import ProductProblem
 
 
@@ -153,7 +154,7 @@ def _turns(problem: ProductProblem, structure: ProductStructure, columns: Produc
 
 
 def tensor_bytes(problem: ProductProblem, structure: ProductStructure, columns: ProductColumns) -> dict[str, Any]:
-    """Off-chip bytes by role."""
+    """Bytes moved by role, wherever its tensor lies."""
     p, turns = problem, _turns(problem, structure, columns)
     once = p.compulsory_bytes()
     found = {"x": turns.x * once["x"], "w": turns.w * once["w"]}
@@ -279,17 +280,13 @@ def evaluate(
 ) -> ClosedForm:
     """Costs of a column of mappings; see the module docstring for what is exact."""
     counts = ProductCounts(problem, accelerator, structure.stationarity, columns)
-    tensors = tensor_bytes(problem, structure, columns)
-    written = tensors["result"]
-    read = sum(size for role, size in tensors.items() if role != "result")
-    work = counts.work() + Work(
-        offchip_read_bytes=read, offchip_write_bytes=written, buffer_read_bytes=written, buffer_write_bytes=read
-    )
+    moved, prices = tensor_bytes(problem, structure, columns), TransferPrices(accelerator, problem.on_chip)
+    work = counts.work() + prices.work(moved)
     times = _Times(counts, structure)
     return ClosedForm(
         latency_cycles=times.latency(),
         busy_cycles=times.busy,
-        tensor_bytes=tensors,
+        tensor_bytes=prices.offchip_bytes(moved),
         peak_buffer_bytes=peak_buffer_bytes(problem, structure, columns),
         work=work,
         energy_pj=sum(energy_pj(accelerator, work).values()),
@@ -301,9 +298,8 @@ def quick_bounds(counts: ProductCounts, structure: ProductStructure, ahead: int)
 
     Stores are at most `ahead` stages behind loads.
     """
-    tensors = tensor_bytes(counts.problem, structure, counts.columns)
-    moved = sum(tensors.values())
-    accelerator = counts.accelerator
+    accelerator, prices = counts.accelerator, TransferPrices(counts.accelerator, counts.problem.on_chip)
+    moved = sum(prices.offchip_bytes(tensor_bytes(counts.problem, structure, counts.columns)).values())
     energy = counts.problem.least_macs() * accelerator.array.mac_energy_pj
     return _Times(counts, structure).in_parallel(ahead), energy + moved * accelerator.offchip.energy_pj_per_byte, moved
 
@@ -317,15 +313,15 @@ def even_latency(counts: ProductCounts, structure: ProductStructure) -> Any:
     import numpy as np
 
     p, machine = counts.problem, counts.accelerator
-    read, write = float(machine.cycles_per_byte_read), float(machine.cycles_per_byte_written)
+    prices = TransferPrices(machine, p.on_chip)
     total: Any = counts.zero
     for tiles, m, n, busy in counts.tiles:
         x = m * (p.k * p.x_bytes * (structure.x_level == "k"))
         w = n * (p.k * p.w_bytes * (structure.w_level == "k"))
-        storing = m * n * p.output_bytes * write
-        channel = (x + w) * read + storing
+        loading, storing = prices.cycles({"x": x, "w": w}), prices.cycles({"result": m * n * p.output_bytes})
+        channel = loading + storing
         if machine.offchip.channels != "shared":
-            channel = np.maximum((x + w) * read, storing)
+            channel = np.maximum(loading, storing)
         total = total + tiles * np.maximum(busy, channel)
     return total
 
@@ -337,13 +333,14 @@ class _Times:
         self.counts, self.structure, machine = counts, structure, counts.accelerator
         self.turns = _turns(counts.problem, structure, counts.columns)
         self.channel = machine.offchip
-        self.read, self.write = float(machine.cycles_per_byte_read), float(machine.cycles_per_byte_written)
-        tensors = tensor_bytes(counts.problem, structure, counts.columns)
+        self.prices = TransferPrices(machine, counts.problem.on_chip)
+        moved = tensor_bytes(counts.problem, structure, counts.columns)
+        loaded, stored = split(moved)
         loads, stores = _transfers(structure, self.turns, bias=counts.problem.has_bias)
-        overhead, result = self.channel.overhead_cycles, tensors["result"]
-        self.loading = sum(size for role, size in tensors.items() if role != "result") * self.read + loads * overhead
-        self.storing = result * self.write + stores * overhead
-        self.x_loading, self.w_loading = tensors["x"] * self.read, tensors["w"] * self.read
+        overhead = self.channel.overhead_cycles
+        self.loading = self.prices.cycles(loaded) + loads * overhead
+        self.storing = self.prices.cycles(stored) + stores * overhead
+        self.x_loading, self.w_loading = (self.prices.cycles({role: moved[role]}) for role in ("x", "w"))
         self.busy = {"array": counts.array, "vector": counts.vector}
         if self.channel.channels == "shared":
             self.busy["offchip"] = self.loading + self.storing
@@ -385,7 +382,8 @@ class _Times:
         if self.channel.channels != "shared" or "k" not in (s.x_level, s.w_level):
             return counts.zero
         m, n, k = _last(p.m, c.m), _last(p.n, c.n), _last(p.k, c.k)
-        load = (m * k * p.x_bytes * (s.x_level == "k") + k * n * p.w_bytes * (s.w_level == "k")) * self.read
+        x, w = m * k * p.x_bytes * (s.x_level == "k"), k * n * p.w_bytes * (s.w_level == "k")
+        load = self.prices.cycles({"x": x, "w": w})
         before = counts.vector / self.turns.tiles
         if slots is not None:
             before = np.maximum(before, np.maximum(ahead - slots + 1, 0) * load)
@@ -406,20 +404,22 @@ class _Times:
         p, c, s = self.counts.problem, self.counts.columns, self.structure
         x = c.m * (c.k if s.x_level == "k" else p.k) * p.x_bytes
         w = c.n * (c.k if s.w_level == "k" else p.k) * p.w_bytes
-        return (x + w) * self.read + 2 * self.channel.overhead_cycles + self.channel.latency_cycles
+        latency = self.channel.latency_cycles * self.prices.on_chip.isdisjoint(("x", "w"))
+        return self.prices.cycles({"x": x, "w": w}) + 2 * self.channel.overhead_cycles + latency
 
     def _one_bias(self) -> Any:
         """Cycles of loading the bias of a tile, which no product waits for."""
         size = self.counts.problem.bias_bytes
         if size is None:
             return self.counts.zero
-        return self.counts.columns.n * (size * self.read) + self.channel.overhead_cycles
+        return self.counts.columns.n * (size * self.prices.rate("bias")) + self.channel.overhead_cycles
 
     def _last_store(self) -> Any:
         """Cycles of the store of the last tile."""
         p, c = self.counts.problem, self.counts.columns
-        stored = _last(p.m, c.m) * _last(p.n, c.n) * p.output_bytes
-        return stored * self.write + self.channel.overhead_cycles + self.channel.latency_cycles
+        stored = self.prices.cycles({"result": _last(p.m, c.m) * _last(p.n, c.n) * p.output_bytes})
+        latency = self.channel.latency_cycles * ("result" not in self.prices.on_chip)
+        return stored + self.channel.overhead_cycles + latency
 
     def _waiting(self) -> list[Any]:
         """Total length of each cycle of waiting over the slots that it goes through."""

@@ -17,7 +17,7 @@ Mappings are columns of NumPy arrays with one loop order. Bytes, counts, busy cy
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, reduce
 from itertools import product
 from typing import Any
@@ -34,6 +34,7 @@ from flatc.passes.cost.primitive_costs import (
     vector_cycles,
     vector_energy_pj,
 )
+from flatc.passes.cost.transfer_prices import TransferPrices
 from flatc.passes.kernels.vector_problem import Operand, Step, VectorProblem
 
 
@@ -64,6 +65,7 @@ class ChainForm:
 
     def __init__(self, problem: VectorProblem, accelerator: Accelerator, columns: ChainColumns):
         self.problem, self.accelerator, self.columns = problem, accelerator, columns
+        self.prices = TransferPrices(accelerator, problem.on_chip)
         self.trips: list[Ints] = [ceil_divide(n, t) for n, t in zip(problem.dims, columns.tiles, strict=True)]
         self.all_trips: Ints = reduce(lambda a, b: a * b, self.trips)
         self.last_tile = [n - (k - 1) * t for n, k, t in zip(problem.dims, self.trips, columns.tiles, strict=True)]
@@ -73,16 +75,16 @@ class ChainForm:
         p = self.problem
         loads = [self._load(operand) for operand in p.operands]
         steps = [self._step_cycles(step) for step in p.steps]
-        result_bytes = [p.elements * p.element_of(value)[1] for value in p.results]
-        work = self._work(loads, sum(result_bytes))
-        cycles = _Cycles(self, loads, steps)
         zero = self.all_trips * 0
-        tensor_bytes = {role: load.bytes for role, load in zip(p.operand_roles, loads, strict=True)}
-        tensor_bytes |= {role: zero + size for role, size in zip(p.result_roles, result_bytes, strict=True)}
+        moved = {role: load.bytes for role, load in zip(p.operand_roles, loads, strict=True)}
+        for role, value in zip(p.result_roles, p.results, strict=True):
+            moved[role] = zero + p.elements * p.element_of(value)[1]
+        work = self._work(moved)
+        cycles = _Cycles(self, loads, steps)
         return ClosedForm(
             latency_cycles=cycles.latency(),
             busy_cycles=cycles.busy(),
-            tensor_bytes=tensor_bytes,
+            tensor_bytes=self.prices.offchip_bytes(moved),
             peak_buffer_bytes=self.peak_bytes(),
             work=work,
             energy_pj=sum(energy_pj(self.accelerator, work).values()) + zero,
@@ -148,17 +150,10 @@ class ChainForm:
         width = extents[-1] if step.columns is None else step.columns[1]
         return vector_cycles(self.accelerator.vector, self.problem.work(step), rows * width, rows)
 
-    def _work(self, loads: Sequence[Load], stored: int) -> Work:
+    def _work(self, moved: Mapping[str, Ints]) -> Work:
         p, unit = self.problem, self.accelerator.vector
         zero = self.all_trips * 0
-        loaded = sum((load.bytes for load in loads), zero)
-        total = Work(
-            macs=zero,
-            offchip_read_bytes=loaded,
-            offchip_write_bytes=zero + stored,
-            buffer_read_bytes=zero + stored,
-            buffer_write_bytes=loaded,
-        )
+        total = Work(macs=zero) + self.prices.work(moved)
         rows = math.prod(p.dims[:-1])
         for step in p.steps:
             elements, work = rows * (step.columns[1] if step.columns else p.dims[-1]), p.work(step)
@@ -200,9 +195,16 @@ class _Cycles:
         self.form, self.loads, self.steps = form, loads, steps
         machine, p = form.accelerator, form.problem
         self.shared = machine.offchip.channels == "shared"
-        self.wait, self.overhead = machine.offchip.latency_cycles, machine.offchip.overhead_cycles
-        self.per_read, self.per_write = float(machine.cycles_per_byte_read), float(machine.cycles_per_byte_written)
-        self.load_cycles = [load.bytes * self.per_read + load.events * self.overhead for load in loads]
+        # A copy on chip has no latency; where there is any, bounds leave it out of all transfers.
+        self.wait = 0 if p.on_chip else machine.offchip.latency_cycles
+        self.overhead = machine.offchip.overhead_cycles
+        self.rates = [form.prices.rate(role) for role in p.operand_roles]
+        self.result_rates = {
+            value: form.prices.rate(role) for role, value in zip(p.result_roles, p.results, strict=True)
+        }
+        self.load_cycles = [
+            load.bytes * rate + load.events * self.overhead for load, rate in zip(loads, self.rates, strict=True)
+        ]
         self.reading: Any = sum(self.load_cycles, form.all_trips * 0.0)
         self.writing: Any = sum(self._stores_of(value) for value in p.results)
         self.vector: Any = sum(steps, form.all_trips * 0)
@@ -232,12 +234,12 @@ class _Cycles:
         for value in dict.fromkeys(p.steps[0].reads):
             if value < len(p.operands):
                 operand = p.operands[value]
-                total = total + form.tile_elements(operand) * operand.element_bytes * self.per_read + self.overhead
+                total = total + form.tile_elements(operand) * operand.element_bytes * self.rates[value] + self.overhead
         return total + self.wait
 
     def _store_of(self, value: int, extents: Sequence[Ints]) -> Any:
         elements = reduce(lambda a, b: a * b, extents)
-        return elements * self.form.problem.element_of(value)[1] * self.per_write + self.overhead
+        return elements * self.form.problem.element_of(value)[1] * self.result_rates[value] + self.overhead
 
     def _last_store(self) -> Any:
         """The way out of what the last step makes of the last tile."""
@@ -287,7 +289,7 @@ class _Cycles:
     def _stores_of(self, value: int) -> Any:
         """The channel's time for all stores of a result."""
         size = self.form.problem.elements * self.form.problem.element_of(value)[1]
-        return size * self.per_write + self.form.all_trips * self.overhead
+        return size * self.result_rates[value] + self.form.all_trips * self.overhead
 
     def _in_program_order(self) -> Any:
         """Loads of a tile wait for the stores before them in program order, and these for the work on their tile."""

@@ -46,6 +46,8 @@ class AppendProblem:
     width: int
     element_bytes: int
     repeated: bool = False
+    on_chip: frozenset[str] = frozenset()
+    """Roles of its tensors that stay on chip between kernels."""
 
     @property
     def loaded_heads(self) -> int:

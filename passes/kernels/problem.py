@@ -66,6 +66,8 @@ class AttentionProblem:
     block: int | None = None
     """Rows of a block, where K and V lie in the `pages` of a pool that a table names."""
     pages: int = 0
+    on_chip: frozenset[str] = frozenset()
+    """Roles of its tensors that stay on chip between kernels."""
 
     def has(self, stage: str) -> bool:
         """Whether the kernel contains `stage`."""

@@ -50,6 +50,8 @@ class ProductProblem:
     output_bytes: int
     converts_output: bool = False
     heads: int = 1
+    on_chip: frozenset[str] = frozenset()
+    """Roles of its tensors that stay on chip between kernels."""
 
     @property
     def has_bias(self) -> bool:

@@ -8,10 +8,10 @@ out about one of them holds for the others, under the other names:
 
 from __future__ import annotations
 
-from xdsl.ir import Operation, SSAValue
+from xdsl.ir import Attribute, Operation, SSAValue
 
 from flatc.dialects.frozen import frozen
-from flatc.dialects.spatial import KernelOp, TensorRefType, TimedOp, timed_ops
+from flatc.dialects.spatial import BufferOp, KernelOp, TensorRefType, TimedOp, stays_on_chip, timed_ops
 from flatc.passes.simulation.simulator import tensor_name
 
 
@@ -32,6 +32,8 @@ def likeness(first: KernelOp, second: KernelOp) -> Likeness | None:
     names: dict[str, str] = {}
     for value, other in known.items():
         if isinstance(value.type, TensorRefType):
+            if stays_on_chip(value) != stays_on_chip(other):
+                return None
             name = tensor_name(other)
             if names.setdefault(tensor_name(value), name) != name:
                 return None
@@ -43,7 +45,9 @@ def likeness(first: KernelOp, second: KernelOp) -> Likeness | None:
 
 def _same(op: Operation, other: Operation, known: dict[SSAValue, SSAValue]) -> bool:
     """Whether two operations are the same, given which values correspond; notes what corresponds from here on."""
-    if type(op) is not type(other) or op.attributes != other.attributes or op.properties != other.properties:
+    if type(op) is not type(other) or op.attributes != other.attributes:
+        return False
+    if op.properties != other.properties and _placeless(op) != _placeless(other):
         return False
     if list(op.operand_types) != list(other.operand_types) or list(op.result_types) != list(other.result_types):
         return False
@@ -54,3 +58,8 @@ def _same(op: Operation, other: Operation, known: dict[SSAValue, SSAValue]) -> b
     for region, its in zip(op.regions, other.regions, strict=True):
         known.update(zip(region.block.args, its.block.args, strict=True))
     return True
+
+
+def _placeless(op: Operation) -> dict[str, Attribute]:
+    """The properties of an operation without the address of a buffer, which no cost depends on."""
+    return {name: value for name, value in op.properties.items() if name != "address" or not isinstance(op, BufferOp)}

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 from xdsl.ir import SSAValue
 
@@ -36,6 +36,7 @@ from flatc.dialects.spatial import (
     TimedOp,
     VectorOp,
     ViewOp,
+    stays_on_chip,
     storage,
     timed_ops,
 )
@@ -280,6 +281,12 @@ def _bytes(tensor: SSAValue | None) -> int:
     return cast(TensorRefType, tensor.type).element_bytes if tensor is not None else 0
 
 
+def placed(part: Part) -> Part:
+    """A part of a kernel with what of its tensors stays on chip between kernels."""
+    kept = frozenset(role for role, value in part.values.items() if stays_on_chip(value))
+    return replace(part, problem=replace(cast(Any, part.problem), on_chip=kept)) if kept else part
+
+
 # --- Kernels joined to attentions ---------------------------------------------------------------------------
 
 
@@ -334,6 +341,7 @@ def _joined(producer: Attention, consumer: Attention) -> Attention:
         converts_probabilities=softmax.converts_probabilities,
         mask=first.mask & second.mask if first.mask and second.mask else first.mask or second.mask,
         score_ops=tuple(regrouped(step, heads.kv_heads, heads.group) for step in _renamed(steps)),
+        on_chip=frozenset(),
         sink=None if sink is None else regrouped(ScoreOp("sink", (sink,)), heads.kv_heads, heads.group).operands[0],
     )
     behind = _new_roles(second.score_ops, len(first.score_ops))

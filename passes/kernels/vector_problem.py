@@ -86,6 +86,8 @@ class VectorProblem:
     operands: tuple[Operand, ...]
     steps: tuple[Step, ...]
     results: tuple[int, ...]
+    on_chip: frozenset[str] = frozenset()
+    """Roles of its tensors that stay on chip between kernels."""
 
     @property
     def needs_rows(self) -> bool:

@@ -17,7 +17,8 @@ from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.flat import FusedOp
 from flatc.dialects.spatial import KernelOp
 from flatc.passes.cost.closed_form import ClosedForm
-from flatc.passes.cost.primitive_costs import Work, ceil_divide, energy_pj
+from flatc.passes.cost.primitive_costs import ceil_divide, energy_pj
+from flatc.passes.cost.transfer_prices import TransferPrices
 from flatc.passes.kernels.append_rows import (
     AppendProblem,
     build_append,
@@ -110,25 +111,22 @@ class AppendKind(KernelKind[AppendProblem, AppendMapping]):
         def column(number: float) -> np.ndarray[tuple[int], np.dtype[np.float64 | np.int64]]:
             return np.array([number])
 
-        loaded, stored, overhead = problem.loaded_bytes, problem.bytes, accelerator.offchip.overhead_cycles
-        loads, stores = _transfers(problem, mapping)
-        read = loaded * float(accelerator.cycles_per_byte_read) + loads * overhead
-        written = stored * float(accelerator.cycles_per_byte_written) + stores * overhead
-        work = Work(
-            offchip_read_bytes=column(loaded),
-            offchip_write_bytes=column(stored),
-            buffer_read_bytes=column(stored),
-            buffer_write_bytes=column(loaded),
-        )
+        prices, (loads, stores) = TransferPrices(accelerator, problem.on_chip), _transfers(problem, mapping)
+        overhead = accelerator.offchip.overhead_cycles
+        moved = {"new": column(problem.loaded_bytes), "result": column(problem.bytes)}
+        read = problem.loaded_bytes * prices.rate("new") + loads * overhead
+        written = problem.bytes * prices.rate("result") + stores * overhead
+        work = prices.work(moved)
         shared = accelerator.offchip.channels == "shared"
-        alone = accelerator.offchip.latency_cycles * (1 + (loads == 1))
+        # A copy on chip has no latency: only the store's is left.
+        alone = accelerator.offchip.latency_cycles * (1 + (loads == 1 and not problem.on_chip))
         longest = read + written if shared or loads == 1 else max(read, written)
         return ClosedForm(
             latency_cycles=column(longest + alone),
             busy_cycles={"offchip": column(read + written)}
             if shared
             else {"read": column(read), "write": column(written)},
-            tensor_bytes={"new": column(loaded), "result": column(stored)},
+            tensor_bytes=prices.offchip_bytes(moved),
             peak_buffer_bytes=column(_peak_bytes(problem, mapping)),
             work=work,
             energy_pj=sum(energy_pj(accelerator, work).values()),

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar, Generic
 
 from typing_extensions import TypeVar
@@ -28,6 +29,7 @@ from flatc.dialects.kernel_mapping import KernelMapping
 from flatc.dialects.spatial import KernelOp
 from flatc.passes.cost.bounds import AnyProblem
 from flatc.passes.cost.closed_form import ClosedForm
+from flatc.passes.kernels.kept_results import roles_on_chip
 from flatc.passes.kernels.schedule_problem import Part
 from flatc.passes.mapping.search import Choice, Objective
 
@@ -63,6 +65,12 @@ class KernelKind(ABC, Generic[P, M]):
     @abstractmethod
     def match(self, fused: FusedOp) -> Region[P]:
         """Reads a region. Raises `FlatcError` naming the operator that cannot be compiled."""
+
+    def region(self, fused: FusedOp) -> Region[P]:
+        """`match`, with what of its tensors stays on chip between kernels."""
+        found = self.match(fused)
+        kept = roles_on_chip(fused, found.values)
+        return replace(found, problem=replace(found.problem, on_chip=kept)) if kept else found
 
     # --- Mappings -----------------------------------------------------------------------------------------
 

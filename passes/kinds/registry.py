@@ -1,7 +1,7 @@
 """The kinds of kernels, and which of them a kernel is.
 
 kind = kind_of(fused)                            # of a region
-region = kind.match(fused)
+region = kind.region(fused)
 kind = kind_with(problem)                        # of a problem
 parts(schedule)                                  # what the kernels of a schedule compute, attentions joined
 """
@@ -15,7 +15,7 @@ from flatc.dialects.diagnostics import FlatcError, position_of
 from flatc.dialects.flat import FusedOp
 from flatc.dialects.spatial import KernelOp, ScheduleOp
 from flatc.passes.cost.bounds import AnyProblem
-from flatc.passes.kernels.schedule_problem import Part, joined, returned_storage
+from flatc.passes.kernels.schedule_problem import Part, joined, placed, returned_storage
 from flatc.passes.kinds.append import APPEND
 from flatc.passes.kinds.attention import ATTENTION
 from flatc.passes.kinds.kind import KernelKind
@@ -44,8 +44,8 @@ def kind_with(problem: AnyProblem) -> KernelKind[Any, Any]:
 
 def kernel_part(kernel: KernelOp) -> Part | None:
     """What one kernel computes, or None if no kind would have made it."""
-    found = (kind.read_back(kernel) for kind in KINDS)
-    return next((part for part in found if part is not None), None)
+    found = next((part for kind in KINDS if (part := kind.read_back(kernel)) is not None), None)
+    return None if found is None else placed(found)
 
 
 def parts(schedule: ScheduleOp) -> list[Part] | None:

@@ -30,6 +30,7 @@ from flatc.passes.cost.mapping_columns import Columns, Structure
 from flatc.passes.cost.primitive_costs import MatmulTile, Work, energy_pj, largest_folds
 from flatc.passes.cost.shared_counts import PARTS, Part, SharedCounts, relevant
 from flatc.passes.cost.tile_counts import Counts
+from flatc.passes.cost.transfer_prices import TransferPrices
 from flatc.passes.kernels.problem import AttentionProblem
 from flatc.passes.mapping.map_space import Family
 from flatc.passes.mapping.ranking import Objective, objectives
@@ -133,12 +134,13 @@ class ArrayUses:
         return Uses(structures, which, tile, self._bounds(reduce(_Sums.__add__, sums)), parts)
 
     def _bounds(self, sums: _Sums) -> list[Any]:
-        energy = sums.energy_pj + sum(energy_pj(self.accelerator, total_work(sums.counts)).values())
+        prices = TransferPrices(self.accelerator, self.problem.on_chip)
+        energy = sums.energy_pj + sum(energy_pj(self.accelerator, total_work(prices, sums.counts)).values())
         return objectives(
             self.objective,
-            latency=_largest(busy_cycles(self.accelerator, sums.counts).values()),
+            latency=_largest(busy_cycles(prices, sums.counts).values()),
             energy=energy * _ROUNDED_DOWN,
-            offchip=sum(sums.counts.tensor_bytes.values()),
+            offchip=sum(prices.offchip_bytes(sums.counts.tensor_bytes).values()),
         )
 
     def _stack(self, part: Part, different: tuple[Structure, ...]) -> tuple[Counts, _Sums]:

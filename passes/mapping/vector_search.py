@@ -20,7 +20,7 @@ from flatc.passes.cost.closed_form import ClosedForm
 from flatc.passes.cost.vector_form import ChainColumns, ChainForm
 from flatc.passes.kernels.vector_problem import VectorProblem
 from flatc.passes.mapping.map_space import tile_sizes
-from flatc.passes.mapping.search import OBJECTIVES, Choice, Objective
+from flatc.passes.mapping.search import OBJECTIVES, Choice, NothingFits, Objective
 
 
 def check_chain(problem: VectorProblem, mapping: VectorMapping, accelerator: Accelerator, kernel: str) -> None:
@@ -137,7 +137,7 @@ def find_chain_mappings(
             fits &= form.all_trips <= _most_tiles(columns, form.all_trips, fits)
             found += _best(problem, accelerator, _take(columns, np.flatnonzero(fits)), objective)
     if not found:
-        raise FlatcError(
+        raise NothingFits(
             f"{kernel}: no mapping fits the {capacity} bytes of {accelerator.name}'s buffer; the smallest needs "
             f"{min(least)}",
             help="give the accelerator a larger buffer",

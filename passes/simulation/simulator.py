@@ -17,7 +17,17 @@ from xdsl.ir import BlockArgument, SSAValue
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.frozen import frozen
-from flatc.dialects.spatial import KernelOp, LoadOp, OffchipOp, RopeTableOp, ScheduleOp, StoreOp, TimedOp, storage
+from flatc.dialects.spatial import (
+    KernelOp,
+    LoadOp,
+    OffchipOp,
+    OnchipOp,
+    RopeTableOp,
+    ScheduleOp,
+    StoreOp,
+    TimedOp,
+    storage,
+)
 from flatc.passes.cost.cost_model import CostModel
 from flatc.passes.cost.primitive_costs import Work
 from flatc.passes.simulation.budget import OutOfBudget
@@ -102,7 +112,7 @@ def summary(kernel: KernelOp, simulation: Simulated) -> KernelSimulation:
 
 
 def peak_buffer_bytes(kernel: KernelOp) -> int:
-    """Bytes on chip while the kernel runs: up to the end of the highest buffer."""
+    """Bytes on chip for the kernel's own buffers: up to the end of the highest one."""
     buffers = [buffer for buffer in kernel.buffers() if buffer.registers is None]
     if all(b.address is None for b in buffers):
         return sum(b.total_bytes for b in buffers)
@@ -110,10 +120,10 @@ def peak_buffer_bytes(kernel: KernelOp) -> int:
 
 
 def tensor_name(tensor: SSAValue) -> str:
-    """The name a user knows an off-chip tensor by."""
+    """The name a user knows a tensor by that a kernel loads or stores."""
     tensor = storage(tensor)
     owner = tensor.owner
-    if isinstance(owner, OffchipOp | RopeTableOp):
+    if isinstance(owner, OffchipOp | OnchipOp | RopeTableOp):
         return owner.label.data
     schedule = owner.parent_op()
     assert isinstance(schedule, ScheduleOp), "a tensor is an input of the schedule or declared in it"

@@ -233,7 +233,7 @@ def test_addresses_must_not_overlap():
         (f'"{name}" slots {n} :', f'"{name}" slots {n} at {at} :')
         for name, n, at in (("W", 1, 0), ("X", 2, 64), ("Y", 2, 128))
     ]
-    assert error_of(*changes) == 'buffers "X" and "Y" of kernel "product" overlap at byte 128'
+    assert error_of(*changes) == 'buffer "X" and buffer "Y" of kernel "product" overlap at byte 128'
 
 
 # --- Tensors off chip ---------------------------------------------------------------------------------

@@ -1,0 +1,74 @@
+"""What moving the tensors of a kernel costs, by role: off chip, or a copy where a tensor stays on chip between kernels.
+
+Closed forms know how many bytes of each role a mapping moves; this turns them into time, bytes off chip and energy:
+
+    prices = TransferPrices(accelerator, problem.on_chip)
+    prices.cycles({"x": 4096, "w": 65536})           # cycles of the channel, without overheads
+    prices.offchip_bytes({"x": 4096, "w": 65536})    # {"x": 0, "w": 65536} where x stays on chip
+
+The simulator rounds each copy up to a tick (`primitive_costs.copy_ticks`); this does not, so it never says more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.frozen import frozen
+from flatc.passes.cost.bounds import is_written
+from flatc.passes.cost.primitive_costs import Work
+
+Roles = Mapping[str, Any]
+"""By role bytes: integers, or columns of them."""
+
+
+@frozen
+class TransferPrices:
+    """Prices on one accelerator, where the tensors of the roles `on_chip` stay there."""
+
+    accelerator: Accelerator
+    on_chip: frozenset[str]
+
+    @cached_property
+    def _rates(self) -> tuple[float, float, float]:
+        machine = self.accelerator
+        rates = machine.cycles_per_byte_read, machine.cycles_per_byte_written, machine.cycles_per_byte_copied
+        return float(rates[0]), float(rates[1]), float(rates[2])
+
+    def rate(self, role: str) -> float:
+        """Cycles of a byte of a role."""
+        read, write, copied = self._rates
+        if role in self.on_chip:
+            return copied
+        return write if is_written(role) else read
+
+    def offchip_bytes(self, moved: Roles) -> dict[str, Any]:
+        """Bytes off chip by role."""
+        return {role: size * 0 if role in self.on_chip else size for role, size in moved.items()}
+
+    def cycles(self, moved: Roles) -> Any:
+        """Cycles of bytes that are all read, or all written."""
+        outside = [(role, size) for role, size in moved.items() if role not in self.on_chip]
+        total = sum(size for _, size in outside) * (self.rate(outside[0][0]) if outside else 0.0)
+        copied = [size for role, size in moved.items() if role in self.on_chip]
+        return total + sum(copied) * self._rates[2] if copied else total
+
+    def work(self, moved: Roles) -> Work:
+        """Bytes off chip, and those in the buffer that go with them."""
+        loaded, stored = split(self.offchip_bytes(moved))
+        read, written = sum(loaded.values()), sum(stored.values())
+        copied = sum(size for role, size in moved.items() if role in self.on_chip)
+        return Work(
+            offchip_read_bytes=read,
+            offchip_write_bytes=written,
+            buffer_read_bytes=written + copied,
+            buffer_write_bytes=read + copied,
+        )
+
+
+def split(moved: Roles) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is loaded and what is stored."""
+    loaded = {role: size for role, size in moved.items() if not is_written(role)}
+    return loaded, {role: size for role, size in moved.items() if is_written(role)}
