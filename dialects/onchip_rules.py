@@ -78,8 +78,9 @@ def _uses(tensor: SSAValue) -> Iterator[Operation]:
             yield use.operation
 
 
-def verify_onchip(schedule: ScheduleOp) -> None:
+def verify_onchip(schedule: Operation) -> None:
     """Raises `VerifyException` with the rule that is broken and what to change."""
+    assert isinstance(schedule, ScheduleOp)
     alive = lifetimes(schedule)
     for op in schedule.body.block.ops:
         if isinstance(op, OnchipOp):

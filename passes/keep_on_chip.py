@@ -19,17 +19,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from typing_extensions import override
 from xdsl.context import Context
-from xdsl.dialects.builtin import ModuleOp, TensorType
+from xdsl.dialects.builtin import ArrayAttr, IntAttr, ModuleOp, StringAttr, TensorType
 from xdsl.dialects.func import FuncOp
 from xdsl.ir import Attribute, SSAValue
 from xdsl.passes import ModulePass
 
 from flatc.dialects.accelerator import Accelerator, accelerator_of
 from flatc.dialects.attn import AppendOp
-from flatc.dialects.flat import FusedOp
+from flatc.dialects.flat import FusedOp, MappingAttr
 from flatc.dialects.frozen import frozen
 from flatc.dialects.kernel_mapping import KernelMapping
 from flatc.dialects.spatial_types import TensorRefType
@@ -81,10 +82,10 @@ def keep_what_fits(module: ModuleOp) -> None:
 
 
 def tile_again(module: ModuleOp, search: KernelSearch) -> dict[str, Choice[KernelMapping]]:
-    """Keeps what fits; takes other mappings where a second search finds that these and what they let stay are better.
+    """Keeps what fits; takes other mappings where further searches find that these and what they let stay are better.
 
-    The second search takes it that what fits into half of the buffer stays, and leaves kernels the rest. Gives the
-    choices of the kernels that have other mappings now.
+    These searches take it that what fits into a share of the buffer stays, and leave kernels the rest. Gives the
+    choices of the kernels if they have other mappings now.
     """
     found: dict[str, Choice[KernelMapping]] = {}
     for function in module.ops:
@@ -168,40 +169,44 @@ class _Program:
             chosen.remove(min((pair for pair in chosen if pair[1].first <= over <= pair[1].last), key=lambda p: p[0]))
 
 
-HALF = 0.5
-"""The share of the buffer that a second search leaves to tensors which stay."""
+SHARES = (0.5, 0.75)
+"""Shares of the buffer that further searches leave to tensors which stay."""
 
 
 class _Retiling:
-    """One program: its mappings and what stays beside them, against those of a second search."""
+    """One program: its mappings and what stays beside them, against those of further searches."""
 
     def __init__(self, program: _Program, search: KernelSearch):
         self.program, self.search = program, search
 
     def better(self) -> dict[str, Choice[KernelMapping]]:
-        """Leaves the program with what is better; the choices that are new."""
+        """Leaves the program with the best of all; the choices that are new."""
         program = self.program
-        assumed = program.fitting_into(HALF)
-        before = [(kernel.mapping, kernel.strategy) for kernel in program.kernels]
         program.keep(program.fitting())
-        if not assumed:
-            return {}
-        marks = [kernel.on_chip for kernel in program.kernels]
-        cost = self._cost()
-        try:
-            choices = self._search(assumed)
-        except NothingFits:
-            choices = {}
-        if choices:
+        found: dict[str, Choice[KernelMapping]] = {}
+        best, cost, seen = self._state(), None, [list[Candidate]()]
+        for assumed in map(program.fitting_into, SHARES):
+            if assumed in seen:
+                continue
+            cost = cost or self._cost()
+            seen.append(assumed)
+            try:
+                choices = self._search(assumed)
+            except NothingFits:
+                continue
             program.keep(program.fitting())
-        if choices and self._cost() < cost:
-            return choices
-        for kernel, mark, (mapping, strategy) in zip(program.kernels, marks, before, strict=True):
-            kernel.on_chip, kernel.mapping, kernel.strategy = mark, mapping, strategy
-        return {}
+            if (new := self._cost()) < cost:
+                best, cost, found = self._state(), new, choices
+        for kernel, state in zip(program.kernels, best, strict=True):
+            kernel.on_chip, kernel.mapping, kernel.strategy = state
+        return found
+
+    def _state(self) -> list[tuple[ArrayAttr[IntAttr] | None, MappingAttr | None, StringAttr | None]]:
+        """What has been decided about each kernel."""
+        return [(kernel.on_chip, kernel.mapping, kernel.strategy) for kernel in self.program.kernels]
 
     def _search(self, assumed: Sequence[Candidate]) -> dict[str, Choice[KernelMapping]]:
-        """Gives kernels mappings for when these results stay. Raises `NothingFits`."""
+        """Gives kernels the best mappings beside these results. Raises `NothingFits`."""
         program = self.program
         program.keep(assumed)
         tops = program.heights(assumed)
@@ -229,7 +234,5 @@ def _copies_cost_no_more(accelerator: Accelerator) -> bool:
 
 
 def _bytes(value: SSAValue) -> int:
-    type = value.type
-    assert isinstance(type, TensorType)
-    tensor: TensorType[Attribute] = type
+    tensor = cast("TensorType[Attribute]", value.type)
     return TensorRefType(tensor.get_shape(), tensor.element_type).bytes

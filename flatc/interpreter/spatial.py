@@ -232,9 +232,8 @@ class _Kernel:
         tensor.write(box, access.step, access.read(0, access.extents))
 
     def _count(self, tensor: OffchipTensor, op: LoadOp | StoreOp, access: _Access) -> None:
-        assert op.tensor is not None
-        size = 0 if stays_on_chip(op.tensor) else math.prod(access.extents) * op.tensor_type.element_bytes
-        self.moved[tensor.name, op.resource] += size
+        if op.tensor is not None and not stays_on_chip(op.tensor):
+            self.moved[tensor.name, op.resource] += math.prod(access.extents) * op.tensor_type.element_bytes
 
 
 def _waits_for(buffer: SSAValue) -> bool:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar, Generic
+from typing import Any, ClassVar, Generic, cast
 
 from typing_extensions import TypeVar
 from xdsl.ir import Operation, SSAValue
@@ -70,7 +70,7 @@ class KernelKind(ABC, Generic[P, M]):
         """`match`, with what of its tensors stays on chip between kernels."""
         found = self.match(fused)
         kept = roles_on_chip(fused, found.values)
-        return replace(found, problem=replace(found.problem, on_chip=kept)) if kept else found
+        return replace(found, problem=replace(cast(Any, found.problem), on_chip=kept)) if kept else found
 
     # --- Mappings -----------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from flatc.dialects.spatial import (
     ScheduleOp,
     StoreOp,
     TimedOp,
+    stays_on_chip,
     storage,
 )
 from flatc.passes.cost.cost_model import CostModel
@@ -42,7 +43,7 @@ class KernelSimulation:
     """What the simulator measured of one kernel.
 
     `latency_cycles` from the start of the kernel to its last result; `busy_cycles` by resource; bytes by
-    tensor as (read, written); `events` counts executed operations.
+    tensor off chip as (read, written); `events` counts executed operations.
     """
 
     latency_cycles: Fraction
@@ -96,8 +97,7 @@ def summary(kernel: KernelOp, simulation: Simulated) -> KernelSimulation:
         busy[model.resource(op)] += price.busy * times
         one = price.work * times
         work = work + one
-        if isinstance(op, LoadOp | StoreOp):
-            assert op.tensor is not None
+        if isinstance(op, LoadOp | StoreOp) and op.tensor is not None and not stays_on_chip(op.tensor):
             name = tensor_name(op.tensor)
             read, written = tensors.get(name, (0, 0))
             tensors[name] = (read + one.offchip_read_bytes, written + one.offchip_write_bytes)
