@@ -175,7 +175,7 @@ def test_any_choice_computes_the_same_in_no_more_time(seed: int):
 
 @pytest.mark.slow
 @given(SEEDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_any_choice_computes_the_same_in_no_more_time_on_any_machine(seed: int):
     module, plain = some_kept(random.Random(seed), len(EXAMPLES))
     check_against(module, plain, seed)
