@@ -113,6 +113,8 @@ def _problem_of(kernel: FusedOp) -> tuple[KernelKind[Any, Any], AnyProblem]:
 MOST_EFFORT = 40_000
 """What simulating one mapping may take, in events walked, before it is judged on a shorter problem: about 0.2 s."""
 
+LITTLE_EFFORT = 8_000
+"""The same where the closed form comes near, so that the mapping may be judged by that."""
 
 LOOSE = 0.01
 """Where something may still be faster by more than this share, the strategies that auto includes are judged as well."""
@@ -132,6 +134,7 @@ class KernelSearch:
         self.objective: Objective = objective
         self._choices: dict[tuple[str, AnyProblem, int], Choices[KernelMapping]] = {}
         self._judged: dict[tuple[str, AnyProblem, int], tuple[Ranking, Choice[KernelMapping]]] = {}
+        self._least: dict[tuple[AnyProblem, KernelMapping], float] = {}
 
     def attach(self, kernel: FusedOp, reserved_bytes: int = 0) -> Choice[KernelMapping]:
         """Gives a kernel the best mapping that leaves so many bytes of the buffer to others."""
@@ -178,7 +181,13 @@ class KernelSearch:
     ) -> tuple[Ranking, Choice[KernelMapping]]:
         """The best of some choices, with its ranking as the simulator sees it."""
         kind, problem = _problem_of(kernel)
-        judge = Judge(choices, self.objective, lambda one: self._judged_cycles(kernel, kind, problem, one), most)
+        judge = Judge(
+            choices,
+            self.objective,
+            lambda one: self._judged_cycles(kernel, kind, problem, one),
+            most,
+            lambda one: self._least_cycles(kind, problem, one),
+        )
         choice = judge.best()
         return judge.leader[0], choice
 
@@ -212,13 +221,24 @@ class KernelSearch:
             self._choices[kind.name, problem, reserved_bytes] = choices
         return choices
 
+    def _least_cycles(self, kind: KernelKind[Any, Any], problem: AnyProblem, mapping: KernelMapping) -> float:
+        found = self._least.get((problem, mapping))
+        if found is None:
+            found = self._least[problem, mapping] = kind.least_cycles(problem, self.accelerator, mapping)
+        return found
+
     def _judged_cycles(
         self, kernel: FusedOp, kind: KernelKind[Any, Any], problem: AnyProblem, mapping: KernelMapping
     ) -> float:
-        """Simulated latency; where that takes too long, the closed form scaled by how far it is off when shortened."""
-        found = try_simulate(lower_kernel_alone(kernel, mapping), self.accelerator, MOST_EFFORT)
+        """Simulated latency. Where that takes too long, the closed form, or, where that is not near, the closed form
+        scaled by how far it is off when the kernel is shortened."""
+        near = self._least_cycles(kind, problem, mapping)
+        effort = LITTLE_EFFORT if near else MOST_EFFORT
+        found = try_simulate(lower_kernel_alone(kernel, mapping), self.accelerator, effort)
         if found is not None:
             return float(found.latency_cycles)
+        if near:
+            return near
         whole = float(kind.price(problem, self.accelerator, mapping).latency_cycles[0])
         short = kind.shortened(problem, mapping)
         simulated = try_simulate(lower_kernel_alone(kernel, mapping, short), self.accelerator, MOST_EFFORT)

@@ -50,6 +50,7 @@ from flatc.passes.cost.recurrence import (
     QUERY,
     Recurrence,
     Rounds,
+    Saved,
     Step,
     Ticks,
     Wait,
@@ -447,6 +448,12 @@ class _Prices:
 _Body = Callable[[int], None]
 """Works on a tile of so many."""
 
+_Moment = tuple[tuple[int, int, int], int, tuple[int, ...]]
+"""Heads, the place among the query tiles, and how far all times lie ahead of the first free resource."""
+
+WORTH_A_LOOK = 4
+"""With more kinds of query tiles than these, it is worth remembering what followed a state."""
+
 
 # --- The walk ---------------------------------------------------------------------------------------------
 
@@ -461,6 +468,7 @@ class _Walk:
         self.head = self.query = self.key = 0
         self._begins = True
         self._ticks: dict[_Tile, Ticks] = {}
+        self._followed: dict[_Moment, tuple[int, Saved, tuple[int, int, int]]] = {}
         self._tiles = query_tiles(problem, mapping.tiles.query, mapping.tiles.key)
         self._trips = sum(tiles.count * self._trips_of(tiles) for tiles in self._tiles)
         """How many trips the query tiles of a tile of query heads take."""
@@ -494,10 +502,28 @@ class _Walk:
         self._rounds(p.group, t.group, lambda group: self._queries((batch, kv_head, group)), QUERY)
 
     def _queries(self, heads: tuple[int, int, int]) -> None:
-        for tiles in self._tiles:
+        """All query tiles of a tile of heads.
+
+        Where a state is met that was met before in the same place, what follows is what followed then.
+        """
+        met: list[tuple[_Moment, int]] = []
+        for place, tiles in enumerate(self._tiles):
             row = self._row if self.by_rows else self._stream
             trips = self._trips_of(tiles)
             self.pipeline.repeat(tiles.count, lambda tiles=tiles, row=row: row(heads, tiles), QUERY, trips)
+            if len(self._tiles) > WORTH_A_LOOK:
+                ahead, horizon = self.pipeline.moment()
+                moment = heads, place, ahead
+                known = self._followed.get(moment)
+                if known is not None:
+                    before, end, numbers = known
+                    self.pipeline.go_to(end, horizon - before)
+                    self.head, self.query, self.key = numbers
+                    return
+                met.append((moment, horizon))
+        if met:
+            end, numbers = self.pipeline.save(), (self.head, self.query, self.key)
+            self._followed |= {moment: (horizon, end, numbers) for moment, horizon in met}
 
     def _trips_of(self, tiles: QueryTiles) -> int:
         return 1 if self.by_rows else tiles.trips

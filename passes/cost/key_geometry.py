@@ -194,7 +194,10 @@ def _edges(
 def _clean(
     problem: _Question, edge: LiveKeys, at: dict[str, Ints], lower: Ints, upper: Ints, tile: Ints
 ) -> tuple[Ints, Ints]:
-    """For each query tile: the first and one past the last of its key tiles inside what every row sees."""
+    """For each query tile: its first trip to a key tile inside what every row sees, and one past the last.
+
+    Where a mask leaves two ranges of keys, `edge` has the second, and a trip before it is to a tile before it.
+    """
     import numpy as np
 
     if edge.full is None:
@@ -244,7 +247,6 @@ def query_tiles(problem: AttentionProblem, query: int, key: int) -> tuple[QueryT
     """The query tiles of one mapping in order, alike ones in a row together, for a bound from below.
 
     Where they are of more than `MOST_QUERY_TILES` kinds, some in a row are taken to visit the least of what they visit.
-    Where the mask leaves two ranges of keys, no key tile is said to be crossed by its edge.
     """
     question = _Question(problem.mask, problem.skips_hidden, problem.queries, problem.keys)
     return _query_tiles(question, query, key)
@@ -280,8 +282,8 @@ def _key_tiles_of(problem: _Question, query: int, key: int) -> Ints:
     last = np.minimum(start + query, problem.queries) - 1
     at, tile = {"start": start, "last": last}, np.ones(1, dtype=np.int64) * key
     lower, upper = _trips(live, at, tile)
-    inner = (lower, upper) if live.gap is not None else _clean(problem, edge, at, lower, upper, tile)
-    ends = [lower, inner[0], np.maximum(*inner), upper]
+    clean_from, clean_to = _clean(problem, edge, at, lower, upper, tile)
+    ends = [lower, clean_from, clean_to, upper]
     full = [np.minimum(end, problem.keys // key) for end in ends]
     columns = [last - start + 1]
     for i in (2, 1, 0):

@@ -119,6 +119,18 @@ class _State:
     ahead: tuple[int, ...]
 
 
+@frozen
+class Saved:
+    """All times of a pipeline at one moment, and what is under way in it."""
+
+    free: tuple[int, ...]
+    done: tuple[int, ...]
+    rings: tuple[tuple[int, ...], ...]
+    counters: dict[str, int]
+    window: tuple[_Trip | None, ...]
+    place: Place
+
+
 class Recurrence:
     """The times of a pipeline, moved on trip by trip and round by round."""
 
@@ -221,6 +233,29 @@ class Recurrence:
                     self._issue(issue, place, ticks)
 
             self._repeat(rounds.count, once, self._loop_scopes[loop], 0, lambda: trip.place)
+
+    # --- Moments --------------------------------------------------------------------------------------------
+
+    def moment(self) -> tuple[tuple[int, ...], int]:
+        """How far all times lie ahead of the first free resource, and when that is free."""
+        state = self._state(self._scopes[HEADS], self._place)
+        return state.ahead, state.horizon
+
+    def save(self) -> Saved:
+        """Everything, to go back to."""
+        rings = tuple(tuple(ring) for ring in self._rings.values())
+        window = tuple(self._window)
+        return Saved(tuple(self._free), tuple(self._done), rings, dict(self._counters), window, self._place)
+
+    def go_to(self, saved: Saved, later: int) -> None:
+        """To where the pipeline was before, but so much later."""
+        self._free[:] = [time + later for time in saved.free]
+        self._done[:] = [time + later for time in saved.done]
+        for ring, times in zip(self._rings.values(), saved.rings, strict=True):
+            ring[:] = [time + later for time in times]
+        self._counters = dict(saved.counters)
+        self._window = list(saved.window)
+        self._place = saved.place
 
     # --- Rounds ---------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.flat import FusedOp
 from flatc.dialects.mapping import Mapping
 from flatc.dialects.spatial import KernelOp
+from flatc.passes.cost.attention_trips import trip_cycles
 from flatc.passes.cost.closed_form import ClosedForm, tight_form
 from flatc.passes.kernels.kernel_schedule import ElementTypes, KernelSchedule, Tensors
 from flatc.passes.kernels.problem import AttentionProblem, Kernel, match_kernel
@@ -105,6 +106,10 @@ class AttentionKind(KernelKind[AttentionProblem, Mapping]):
     @override
     def price(self, problem: AttentionProblem, accelerator: Accelerator, mapping: Mapping) -> ClosedForm:
         return tight_form(problem, accelerator, mapping)
+
+    @override
+    def least_cycles(self, problem: AttentionProblem, accelerator: Accelerator, mapping: Mapping) -> float:
+        return trip_cycles(problem, accelerator, mapping) or 0.0
 
     @override
     def read_back(self, kernel: KernelOp) -> Part | None:

@@ -104,6 +104,10 @@ class KernelKind(ABC, Generic[P, M]):
     def price(self, problem: P, accelerator: Accelerator, mapping: M) -> ClosedForm:
         """The closed form of one mapping: columns of one entry."""
 
+    def least_cycles(self, problem: P, accelerator: Accelerator, mapping: M) -> float:
+        """A latency below which no simulation of a mapping comes, but most come near; 0 where none is known."""
+        return 0.0
+
     @abstractmethod
     def read_back(self, kernel: KernelOp) -> Part | None:
         """What a kernel of a schedule computes; None if it is not of this kind."""

@@ -36,7 +36,8 @@ class Judge:
     Turns are taken: the mapping of most promise, and the one with the least closed form, times what the simulator made
     of the last one of its family. The first one is looked for among those that are nearly the best by closed form.
     No more than `most` are simulated; but where that is a number not below `FEW_ENOUGH`, so are all that are left if
-    they are as few, which proves that the leader is the best.
+    they are as few, which proves that the leader is the best. When its turn comes, a mapping is not simulated if
+    `least`, a bound nearer to the simulator than the closed form that ranks, proves that it cannot win.
     """
 
     def __init__(
@@ -45,11 +46,13 @@ class Judge:
         objective: Objective,
         cycles: Callable[[KernelMapping], float],
         most: int = MOST_SIMULATED,
+        least: Callable[[KernelMapping], float] = lambda mapping: 0.0,
     ):
-        self.choices, self.cycles, self.most = choices, cycles, most
+        self.choices, self.cycles, self.least, self.most = choices, cycles, least, most
         self.objective: Objective = objective
         self.factors: dict[int, float] = {}
         self.tried: dict[KernelMapping, Ranking] = {}
+        self.ruled_out = 0
         self.leader = self._simulated(self._first())
 
     def best(self) -> Choice[KernelMapping]:
@@ -71,7 +74,7 @@ class Judge:
             legal=first.legal,
             dominated=first.dominated,
             priced=first.priced,
-            simulated=len(self.tried),
+            simulated=len(self.tried) - self.ruled_out,
             open=max(total, 0) if self.choices.complete else None,
             gain=1 - least / ranking[0] if ranking[0] else 0.0,
         )
@@ -94,9 +97,16 @@ class Judge:
         return [one for one in pool if self._times(one, CLOSE_ENOUGH) < self.leader[0]]
 
     def _simulate(self, rival: Rival[KernelMapping]) -> None:
-        """Simulates a mapping that may be better than the leader, unless it was simulated before."""
+        """Simulates a mapping that may be better than the leader, unless it had its turn or proves not to be."""
         choice = rival.make()
-        if choice.mapping not in self.tried:
+        if choice.mapping in self.tried:
+            return
+        priced = latency_of(choice.ranking, self.objective)
+        least = max(priced, self.least(choice.mapping))
+        if with_latency(choice.ranking, self.objective, least) > self.leader[0]:
+            self.ruled_out += 1
+            self._note(choice, least)
+        else:
             self.leader = min(self.leader, self._simulated(choice), key=lambda one: one[0])
 
     def _before_the_leader(self) -> tuple[int, list[Rival[KernelMapping]]]:
@@ -108,10 +118,14 @@ class Judge:
     def _simulated(self, choice: Choice[KernelMapping]) -> tuple[Ranking, Choice[KernelMapping]]:
         """A choice with its ranking as the simulator sees it."""
         cycles = self.cycles(choice.mapping)
+        self._note(choice, cycles)
+        return with_latency(choice.ranking, self.objective, cycles), choice
+
+    def _note(self, choice: Choice[KernelMapping], cycles: float) -> None:
+        """Remembers that a choice had its turn, and how its family's closed forms compare."""
         self.tried[choice.mapping] = choice.ranking
         priced = latency_of(choice.ranking, self.objective)
         self.factors[choice.kin] = cycles / priced if priced else 1.0
-        return with_latency(choice.ranking, self.objective, cycles), choice
 
     def _expected(self, rival: Rival[KernelMapping]) -> Ranking:
         return self._times(rival, self.factors.get(rival.kin, 1.0))
