@@ -119,6 +119,7 @@ __all__ = [
     "PagedOp",
     "RopeOp",
     "SameTypeOp",
+    "ScaleColumnsOp",
     "ScaleOp",
     "ScoreOp",
     "SoftcapOp",
@@ -258,6 +259,31 @@ class BiasOp(ScoreOp):
     def check(self) -> None:
         shapes.onto_scores("bias", shape_of(self.scores), shape_of(self.bias))
         require_float("bias", element_type_of(self.bias))
+
+
+@irdl_op_definition
+class ScaleColumnsOp(ScoreOp):
+    """Multiply the scores, or the probabilities, of each key by a number: the scale of a quantised key, or value.
+
+        %s2 = attn.scale_columns %s by %ks : tensor<1x8x7x9xf32>, tensor<1x2x9xf32>
+
+    The scale is [B, KV, T]; query heads that share a kv head share it, and a dim of 1 is repeated.
+    """
+
+    name = "attn.scale_columns"
+
+    scores = operand_def(ScoreOp.T)
+    scale = operand_def(Tensor)
+
+    assembly_format = "$scores `by` $scale attr-dict `:` type($scores) `,` type($scale)"
+
+    def __init__(self, scores: SSAValue, scale: SSAValue):
+        super().__init__(operands=[scores, scale], result_types=[scores.type])
+
+    @override
+    def check(self) -> None:
+        shapes.column_scale(shape_of(self.scores), shape_of(self.scale))
+        require_float("scale", element_type_of(self.scale))
 
 
 @irdl_op_definition
@@ -462,13 +488,14 @@ class AttendOp(AttnOp):
         require_float("the output", element_type_of(self.output))
 
 
-SCORE_OPS: tuple[type[Operation], ...] = (SoftcapOp, BiasOp, AlibiOp, T5RelativeOp, MaskOp)
+SCORE_OPS: tuple[type[Operation], ...] = (ScaleColumnsOp, SoftcapOp, BiasOp, AlibiOp, T5RelativeOp, MaskOp)
 """The ops that may stand between `attn.logit` and `attn.softmax`."""
 
 Attn = Dialect(
     "attn",
     [
         LogitOp,
+        ScaleColumnsOp,
         SoftcapOp,
         BiasOp,
         AlibiOp,

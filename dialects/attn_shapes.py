@@ -130,6 +130,17 @@ def per_key(what: str, scores: Shape, operand: Shape) -> None:
     same("the number of keys", ("scores", scores, 3), (what, operand, 1))
 
 
+def column_scale(scores: Shape, scale: Shape) -> None:
+    """`scale` has one entry for each key of each kv head: [B, KV, T], or 1 for B or KV."""
+    rank("scale", scale, "batch, kv heads, keys")
+    same("the number of keys", ("scores", scores, 3), ("scale", scale, 2))
+    if scale[0] not in (1, scores[0]) or scores[1] % scale[1]:
+        raise FlatcError(
+            f"scale {text(scale)} does not fit scores {text(scores)}",
+            help=f"give it [{scores[0]} or 1, kv heads or 1, {scores[3]}]; kv heads divide the {scores[1]} heads",
+        )
+
+
 def documents(scores: Shape, operand: Shape) -> None:
     """Document numbers are [B, T], and the queries are the last of the keys."""
     per_key("same", scores, operand)

@@ -64,6 +64,7 @@ FUNCTIONS: dict[str, type[ScoreFunction]] = {"softcap": Softcap, "alibi": Alibi,
 
 
 SCORE_KINDS: dict[str, VectorKind] = {
+    "scale_columns": VectorKind(("scores", "scale"), ("scores",), "scores = scores * scale, or probabilities so"),
     "softcap": VectorKind(("scores",), ("scores",), "scores = cap * tanh(scores / cap)"),
     "bias": VectorKind(("scores", "bias"), ("scores",), "scores = scores + bias"),
     "alibi": VectorKind(("scores",), ("scores",), "scores = scores - slope(head) * |key - (query + offset)|"),
@@ -84,7 +85,7 @@ SCORE_KINDS: dict[str, VectorKind] = {
 }
 """Vector operations on scores, and a sink's part in the softmax. Extents are batch to key, a sink's end with 1."""
 
-REPEATED_OPERANDS = ("bias", "keep", "row documents", "key documents", "sink")
+REPEATED_OPERANDS = ("scale", "bias", "keep", "row documents", "key documents", "sink")
 """Operands of these kinds that are repeated along dims of 1."""
 POSITIONS = {"mask": ("query", "key"), "alibi": ("kv head", "place in the group", "query", "key")}
 POSITIONS["t5_relative"] = POSITIONS["mask"]

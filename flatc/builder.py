@@ -415,13 +415,19 @@ class Graph:
         scale: float | None = None,
         softcap: float | None = None,
         sink: Tensor | None = None,
+        key_scale: Tensor | None = None,
+        value_scale: Tensor | None = None,
         at: Position | None = None,
     ) -> Tensor:
-        """softmax(mask(softcap(scale * q . k^T) + bias)) . v; the scale is 1 / sqrt(d_qk) unless given."""
+        """softmax(mask(softcap(scale * q . k^T) + bias)) . v; the scale is 1 / sqrt(d_qk) unless given.
+
+        Quantised keys have a scale each in `key_scale` [B, KV, T], values in `value_scale`; a dim of 1 is repeated.
+        """
         _guard(at, lambda: shapes.attention(q.shape, k.shape, v.shape))
-        scores = self.adjust(self.logit(q, k, scale=scale, at=at), mask=mask, bias=bias, softcap=softcap, at=at)
+        raw = self.logit(q, k, scale=scale, at=at)
+        scores = self.adjust(raw, mask=mask, bias=bias, softcap=softcap, key_scale=key_scale, at=at)
         stored = self._wider(q, v)
-        return self._attend(self._probabilities(scores, sink, stored, at), v, stored, at)
+        return self._attend(self._probabilities(scores, sink, stored, at), v, value_scale, stored, at)
 
     def logit(self, q: Tensor, k: Tensor, *, scale: float | None = None, at: Position | None = None) -> Tensor:
         """The scores alone: scale * q . k^T, in the softmax type."""
@@ -439,11 +445,14 @@ class Graph:
         mask: MaskExpr | Tensor | None = None,
         bias: BiasExpr | Tensor | None = None,
         softcap: float | None = None,
+        key_scale: Tensor | None = None,
         at: Position | None = None,
     ) -> Tensor:
-        """mask(softcap(scores) + bias): what attention does to scores [B, H, S, T] before the softmax."""
+        """mask(softcap(scores * key_scale) + bias): what attention does to scores [B, H, S, T] before the softmax."""
         _guard(at, lambda: shapes.scores(scores.shape))
         found, offset = scores.value, scores.shape[3] - scores.shape[2]
+        if key_scale is not None:
+            found = self._emit(attn.ScaleColumnsOp(found, key_scale.value), at).value
         if softcap is not None:
             found = self._emit(attn.SoftcapOp(found, softcap), at).value
         for term in as_bias(bias).terms if bias is not None else ():
@@ -461,12 +470,14 @@ class Graph:
         result = self._type(scores.shape, stored)
         return self._emit(attn.SoftmaxOp(scores.value, result, sink.value if sink else None), at)
 
-    def attend(self, p: Tensor, v: Tensor, *, at: Position | None = None) -> Tensor:
-        """Probabilities times values, in the storage type."""
-        return self._attend(p, v, v.dtype if self._is_float(v) else self._storage(), at)
+    def attend(self, p: Tensor, v: Tensor, *, value_scale: Tensor | None = None, at: Position | None = None) -> Tensor:
+        """Probabilities times values, in the storage type; quantised values have a scale each in `value_scale`."""
+        return self._attend(p, v, value_scale, v.dtype if self._is_float(v) else self._storage(), at)
 
-    def _attend(self, p: Tensor, v: Tensor, stored: str, at: Position | None) -> Tensor:
+    def _attend(self, p: Tensor, v: Tensor, scale: Tensor | None, stored: str, at: Position | None) -> Tensor:
         shape = _guard(at, lambda: shapes.attend(p.shape, v.shape))
+        if scale is not None:
+            p = self._emit(attn.ScaleColumnsOp(p.value, scale.value), at)
         return self._emit(attn.AttendOp(p.value, v.value, DTYPES[self.accumulate], self._type(shape, stored)), at)
 
     def _mask(self, scores: SSAValue, mask: MaskExpr, offset: int, at: Position | None) -> SSAValue:

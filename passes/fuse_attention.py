@@ -13,8 +13,8 @@ The whole of an attention is one kernel by default, so that scores and probabili
 An attention is a chain `logit -> mask -> softmax -> attend`, or a part of one: a softmax on its own is a
 chain too. The option `groups` says which parts share a kernel; `groups="logit","mask+softmax","attend"`
 makes the three kernels of an unfused attention. A part that a chain lacks is left out of its group, and
-operators whose part no group names stay where they are. Softcap and biases go with what they follow: the
-logit, or the mask part where there is no logit or a mask stands before them.
+operators whose part no group names stay where they are. Softcap, biases and scales of keys go with what they follow:
+the logit, or the mask part where there is no logit or a mask stands before them. Scales of values go with attend.
 
 Keys and values in pages come with the table that says where these lie: the region takes it as one more argument.
 
@@ -39,7 +39,7 @@ from xdsl.dialects.func import FuncOp
 from xdsl.ir import Block, SSAValue
 from xdsl.passes import ModulePass
 
-from flatc.dialects.attn import AttendOp, AttnOp, LogitOp, MaskOp, ScoreOp, SoftcapOp, SoftmaxOp
+from flatc.dialects.attn import AttendOp, AttnOp, LogitOp, MaskOp, ScaleColumnsOp, ScoreOp, SoftcapOp, SoftmaxOp
 from flatc.dialects.diagnostics import FlatcError, did_you_mean
 from flatc.dialects.flat import FusedOp
 from flatc.dialects.frozen import frozen
@@ -129,7 +129,7 @@ def find_chains(block: Block) -> list[AttentionChain]:
             chain = list[Link]()
             chains.append(chain)
         chain.append(Link(op, part))
-        if part != "attend":
+        if not isinstance(op, AttendOp):
             open_at[op.results[0]] = chain
     return [AttentionChain(tuple(chain)) for chain in chains]
 
@@ -143,13 +143,15 @@ def _part(op: AttnOp, before: str | None) -> str:
             return "softmax"
         case AttendOp():
             return "attend"
+        case ScaleColumnsOp() if before in ("softmax", "attend"):
+            return "attend"
         case _:
             return "logit" if before == "logit" and not isinstance(op, MaskOp) else "mask"
 
 
 def _goes_on(before: str, part: str) -> bool:
-    """Whether a part may follow in the same chain; logit and mask hold several operators."""
-    if part in ("logit", "mask"):
+    """Whether a part may follow in the same chain; all but the softmax hold several operators."""
+    if part != "softmax":
         return PARTS.index(before) <= PARTS.index(part)
     return PARTS.index(before) < PARTS.index(part)
 
@@ -187,14 +189,14 @@ def plan_kernels(chains: Sequence[AttentionChain], groups: Sequence[Group]) -> l
 def split_where_used(links: Sequence[Link]) -> Iterator[tuple[Link, ...]]:
     """Runs of links in which every result is read by the next link, as its scores, and by nothing else.
 
-    A softcap behind a mask begins a run: it makes what is hidden visible again, at minus the cap.
+    A softcap or scales behind a mask begin a run: they make what is hidden visible again, at minus the cap.
     """
     start, hides = 0, False
     for place, (link, following) in enumerate(pairwise(links), start=1):
         (first, *others) = link.result.uses
-        hides |= isinstance(link.op, MaskOp)
+        hides = (hides or isinstance(link.op, MaskOp)) and not isinstance(link.op, SoftmaxOp)
         stays = not others and (first.operation, first.index) == (following.op, 0)
-        if not stays or (hides and isinstance(following.op, SoftcapOp)):
+        if not stays or (hides and isinstance(following.op, SoftcapOp | ScaleColumnsOp)):
             yield tuple(links[start:place])
             start, hides = place, False
     yield tuple(links[start:])

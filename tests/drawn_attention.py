@@ -27,6 +27,7 @@ SHAPES = {
     "[T]": ("T",),
 }
 STORAGE = (("f32", "f32"), ("bf16", "f32"), ("f16", "f32"), ("f16", "f16"), ("bf16", "bf16"))
+COLUMNS = ("B, KV, T", "B, 1, T", "1, KV, T", "1, 1, T")
 KEYED = ("", "", "f8E4M3FN", "f8E5M2", "i8", "f16", "f32")
 
 
@@ -96,6 +97,8 @@ class Drawn:
             bias=bias,
             seen=[mask.value(inputs, self.sizes) for mask in self.masks],
             sink=inputs["sink"].astype(np.float64) if "sink" in inputs else None,
+            key_scale=inputs.get("ks"),
+            value_scale=inputs.get("vs"),
         )
         stages = variant.stages(q, k, v)
         return {name: stages[name] for name in self.returned}
@@ -213,8 +216,10 @@ def attentions(draw: st.DrawFn) -> Drawn:
     softcap = draw(st.sampled_from([None, None, 2.0]))
     scale = draw(st.sampled_from([None, None, 0.3]))
     usual = ("softcap", "bias", "mask")
-    steps = draw(st.permutations(usual)) if draw(st.integers(0, 3)) == 0 else usual
+    steps = ("key_scale", *(draw(st.permutations(usual)) if draw(st.integers(0, 3)) == 0 else usual))
     given = {
+        "key_scale": ["ks"] * (draw(st.integers(0, 3)) == 0),
+        "value_scale": ["vs"] * (draw(st.integers(0, 3)) == 0),
         "softcap": [] if softcap is None else ["2"],
         "bias": [bias.text for bias in biases],
         "mask": [part.text for part in (symbolic, *masks) if part is not None],
@@ -253,11 +258,14 @@ def _text(
             lines += [f"cache c{name} : {kind}[B, KV, P, {depth}]", f"all_{name} = append(c{name}, {name})"]
     lines += [item.declaration for item in data if item.declaration]
     lines += ["weight sink : [H]"] * sink
+    for name, option in (("ks", "key_scale"), ("vs", "value_scale")):
+        lines += [f"input {name} : f32[{draw(st.sampled_from(COLUMNS))}]"] * len(given[option])
     k, v = ("all_k", "all_v") if sizes.cached else ("k", "v")
     options = {"scale": "" if scale is None else str(scale), "sink": "sink" if sink else ""}
-    options |= {"softcap": "".join(given["softcap"]), "bias": " + ".join(given["bias"])}
+    options |= {name: "".join(given[name]) for name in ("key_scale", "softcap", "value_scale")}
+    options |= {"bias": " + ".join(given["bias"])}
     options |= {"mask": " & ".join(given["mask"])}
-    in_order = list(made) == [step for step in ("softcap", "bias", "mask") if step in made]
+    in_order = list(made) == [step for step in ("key_scale", "softcap", "bias", "mask") if step in made]
     if list(returned) == ["a"] and in_order:
         lines.append(f"a = {_call('attention', ['q', k, v], options)}")
     else:
@@ -266,7 +274,8 @@ def _text(
         for step in made:
             lines.append(f"{step}_ = {_call('adjust', [scores], options, step)}")
             scores = f"{step}_"
-        lines += [f"p = {_call('probabilities', [scores], options, 'sink')}", f"a = attend(p, {v})"]
+        lines.append(f"p = {_call('probabilities', [scores], options, 'sink')}")
+        lines.append(f"a = {_call('attend', ['p', v], options, 'value_scale')}")
     names = [name if name in ("raw", "p", "a") else f"{name}_" for name in returned]
     return "\n".join([*lines, f"output {', '.join(names)}", ""])
 

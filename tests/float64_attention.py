@@ -22,7 +22,7 @@ Sees = Callable[[int, int, int], bool]
 
 @dataclass(frozen=True)
 class Variant:
-    """What an attention does to its scores: steps in order, each "softcap", "bias" or "mask"."""
+    """What an attention does to its scores: steps in order, each "key_scale", "softcap", "bias" or "mask"."""
 
     steps: Sequence[str] = ("softcap", "bias", "mask")
     scale: float | None = None
@@ -32,6 +32,10 @@ class Variant:
     seen: Sequence[NDArray[np.bool_]] = field(default=())
     """Masks that are data, each broadcast to [B, H, S, T]."""
     sink: Floats | None = None
+    key_scale: NDArray[Any] | None = None
+    """[B, KV, T], where a dim of 1 is repeated."""
+    value_scale: NDArray[Any] | None = None
+    """Likewise."""
 
     def stages(self, q: NDArray[Any], k: NDArray[Any], v: NDArray[Any]) -> dict[str, Floats]:
         """Raw scores, the scores behind each step, probabilities "p" and output "a" of q [B, H, S, D] on k and v."""
@@ -45,10 +49,13 @@ class Variant:
             scores = self._changed(step, scores)
             found[step] = scores
         found["p"] = self._probabilities(scores)
-        found["a"] = np.einsum("bhst,bhte->bhse", found["p"], v)
+        weights = found["p"] if self.value_scale is None else found["p"] * on_heads(self.value_scale, q.shape[1])
+        found["a"] = np.einsum("bhst,bhte->bhse", weights, v)
         return found
 
     def _changed(self, step: str, scores: Floats) -> Floats:
+        if step == "key_scale":
+            return scores * on_heads(self.key_scale, scores.shape[1])
         if step == "softcap":
             return scores if self.softcap is None else self.softcap * np.tanh(scores / self.softcap)
         if step == "bias":
@@ -72,6 +79,12 @@ class Variant:
                 weights = np.array([math.exp(logit - largest) for logit in logits])
                 found[batch, head, row] = (weights / weights.sum())[: scores.shape[3]]
         return found
+
+
+def on_heads(scale: NDArray[Any] | None, heads: int) -> Floats:
+    """Scales [B, KV, T] as [B, H, 1, T]: query heads that share a kv head share its scales."""
+    assert scale is not None
+    return np.repeat(scale.astype(np.float64), heads // scale.shape[1], axis=1)[:, :, None, :]
 
 
 def alibi(heads: int, queries: int, keys: int, offset: int) -> Floats:

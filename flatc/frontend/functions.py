@@ -41,16 +41,17 @@ class Signature:
 
 _POINTWISE = Signature({"x": "tensor"})
 _NORM = Signature({"x": "tensor", "weight": "tensor", "bias": "tensor"}, {"epsilon": "real"}, optional=2)
+_ON_SCORES: Mapping[str, Kind] = {"mask": "mask", "bias": "bias", "softcap": "real", "key_scale": "tensor"}
 
 FUNCTIONS: Mapping[str, Signature] = {
     "attention": Signature(
         {"q": "tensor", "k": "tensor", "v": "tensor"},
-        {"mask": "mask", "bias": "bias", "scale": "real", "softcap": "real", "sink": "tensor"},
+        {**_ON_SCORES, "scale": "real", "sink": "tensor", "value_scale": "tensor"},
     ),
     "logit": Signature({"q": "tensor", "k": "tensor"}, {"scale": "real"}),
-    "adjust": Signature({"scores": "tensor"}, {"mask": "mask", "bias": "bias", "softcap": "real"}),
+    "adjust": Signature({"scores": "tensor"}, _ON_SCORES),
     "probabilities": Signature({"scores": "tensor"}, {"sink": "tensor"}),
-    "attend": Signature({"p": "tensor", "v": "tensor"}),
+    "attend": Signature({"p": "tensor", "v": "tensor"}, {"value_scale": "tensor"}),
     "heads": Signature({"x": "tensor", "heads": "whole"}),
     "merge": Signature({"x": "tensor"}),
     "features": Signature({"x": "tensor", "start": "whole", "stop": "whole"}),

@@ -77,6 +77,13 @@ def _linear(op: attn.LinearOp, operands: Sequence[Array], precision: Precision) 
     return _store(precision, total, op.output)
 
 
+@meaning(attn.ScaleColumnsOp)
+def _scale_columns(op: attn.ScaleColumnsOp, operands: Sequence[Array], precision: Precision) -> list[Array]:
+    scores, scale = _widen(op, operands, precision)
+    scaled = _grouped(scores, scale.shape[1]) * scale[:, :, np.newaxis, np.newaxis, :]
+    return _store(precision, scaled.reshape(scores.shape), op.result)
+
+
 @meaning(attn.SoftcapOp)
 def _softcap(op: attn.SoftcapOp, operands: Sequence[Array], precision: Precision) -> list[Array]:
     (scores,) = _widen(op, operands, precision)

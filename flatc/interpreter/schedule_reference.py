@@ -33,14 +33,20 @@ class _Scores:
 
 
 def attention_of(part: Attention, values: Mapping[str, Array]) -> Array | None:
-    """The output of an attention in float64; None if its scores are capped behind a bias, or twice."""
+    """The output of an attention in float64; None if its scores are capped behind a bias, or twice, or scaled late."""
     problem = part.problem
     q, k = values[part.tensors["q"]], _keyed(part.values["k"], values)
     in_k = problem.v_in_k
     v = _keyed(part.values["v"], values) if in_k is None else k[..., in_k : in_k + problem.d_v]
+    if problem.value_scale is not None:
+        v = v * _columns(part, problem.value_scale, values)
     scores = _Scores()
-    for step in problem.score_ops:
-        if isinstance(step.function, Softcap):
+    for place, step in enumerate(problem.score_ops):
+        if step.kind == "scale_columns":
+            if place:
+                return None
+            k = k * _columns(part, step.operands[0], values)
+        elif isinstance(step.function, Softcap):
             if scores.bias or scores.softcap is not None:
                 return None
             scores.softcap = step.function.cap
@@ -95,6 +101,12 @@ def _keep(part: Attention, step: ScoreOp, values: Mapping[str, Array]) -> Array:
     documents = values[part.tensors[step.operands[0].role]]
     rows = documents[:, part.problem.keys - part.problem.queries :]
     return rows[:, None, :, None] == documents[:, None, None, :]
+
+
+def _columns(part: Attention, operand: Operand, values: Mapping[str, Array]) -> Array:
+    """Scales of keys or values as they multiply K or V [B, KV, T, D]."""
+    batch, kv_heads, _, _, keys = part.problem.operand_shape(operand)
+    return values[part.tensors[operand.role]].reshape(batch, kv_heads, keys, 1).astype(np.float64)
 
 
 def _on_scores(part: Attention, operand: Operand, values: Mapping[str, Array]) -> Array:

@@ -57,6 +57,10 @@ def _bias(op: VectorOp, access: Access, scores: Array) -> Array:
     return scores + access.repeated(1)
 
 
+def _scale_columns(op: VectorOp, access: Access, scores: Array) -> Array:
+    return scores * access.repeated(1)
+
+
 def _distances(access: Access, offset: int) -> Array:
     """Key minus position of the row, for a tile."""
     *_, query, key = access.position()
@@ -100,6 +104,7 @@ def _sink(access: Access) -> None:
 
 _CHANGES: dict[str, Callable[[VectorOp, Access, Array], Array]] = {
     "softcap": _softcap,
+    "scale_columns": _scale_columns,
     "bias": _bias,
     "alibi": _alibi,
     "t5_relative": _t5_relative,

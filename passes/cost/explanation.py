@@ -252,6 +252,7 @@ _BEYOND["divide"] = "more division than the least"
 
 _WORK_ON_SCORES = {
     "softcap": "softcap, beside its exponentials",
+    "scale_columns": "scales of keys and values",
     "bias": "adding biases",
     "alibi": "ALiBi",
     "t5_relative": "T5's relative bias",

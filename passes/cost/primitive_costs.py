@@ -189,6 +189,7 @@ def operand_traffic(array: Array, stationarity: str, tile: MatmulTile, *, accumu
 VECTOR_WORK: dict[str, VectorWork] = {
     "mask": VectorWork(("select",)),
     "softcap": VectorWork(("exp", "add", "divide", "add")),
+    "scale_columns": VectorWork(("multiply",)),
     "bias": VectorWork(("add",)),
     "alibi": VectorWork(("add", "max", "multiply", "add")),
     "t5_relative": VectorWork(("add", "max", "select", "select", "add")),

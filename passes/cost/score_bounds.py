@@ -19,6 +19,11 @@ def compulsory_operand_bytes(problem: AttentionProblem) -> dict[str, int]:
         for operand in step.operands:
             size = _heads(problem, operand) * _entries(problem, step, operand) * operand.element_bytes
             found[operand.role] = max(found.get(operand.role, 0), size)
+    if problem.value_scale is not None:
+        seen = visible(problem.mask if problem.has("softmax") else None, problem.queries, problem.keys)
+        entries = seen.keys if problem.value_scale.has[-1] else min(1, seen.keys)
+        size = _heads(problem, problem.value_scale) * entries * problem.value_scale.element_bytes
+        found[problem.value_scale.role] = size
     if problem.sink is not None:
         found[problem.sink.role] = _heads(problem, problem.sink) * problem.sink.element_bytes
     return found

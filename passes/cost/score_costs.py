@@ -48,9 +48,13 @@ class ScoreCosts:
             for has, size in zip(operand.has, whole if level == "heads" else tiles, strict=True):
                 elements = elements * (size if has else 1)
             inside = level in ("key", "tile")
-            buffers = self._slots(inside) * (2 if inside and self._streamed else 1)
+            buffers = self._slots(inside) * (self._passes(operand) if inside else 1)
             total = total + elements * buffers * operand.element_bytes
         return total
+
+    def _passes(self, operand: Operand) -> int:
+        """How often a visited tile works with an operand: a streamed softmax has its scores twice, and weighs once."""
+        return 2 if self._streamed and operand is not self.problem.value_scale else 1
 
     def _slots(self, inside: bool) -> Any:
         """Slots of a buffer inside or outside of the key loops, as `score_ops.operand_slots` has them."""
@@ -78,17 +82,20 @@ class ScoreCosts:
             return heads * (p.group if has_group else 1) * (p.keys if has_keys else 1)
         if level == "query":
             return heads * self._along(operand, 2) * p.queries
-        return heads * self._along(operand, 2) * self._of_visits(operand, geometry) * (2 if self._streamed else 1)
+        return heads * self._along(operand, 2) * self._of_visits(operand, geometry) * self._passes(operand)
 
     def loads(self, geometry: KeyGeometry) -> Any:
         """How many loads the operands take."""
         p, c = self.problem, self.columns
         heads = ceil_divide(p.batch, c.batch) * ceil_divide(p.kv_heads, c.kv_head)
         groups = heads * ceil_divide(p.group, c.group)
-        visits = sum(geometry.visits[0] + geometry.visits[1]) * (2 if self._streamed else 1)
-        counts = {"heads": heads, "query": groups * sum(geometry.q_counts), "key": groups * visits}
-        counts["tile"] = counts["key"]
-        return sum(counts[operand_level(operand, self.k_level)] for operand in p.operands)
+        visits = groups * sum(geometry.visits[0] + geometry.visits[1])
+        counts = {"heads": heads, "query": groups * sum(geometry.q_counts)}
+        found: Any = 0
+        for operand in p.operands:
+            level = operand_level(operand, self.k_level)
+            found = found + (counts[level] if level in counts else visits * self._passes(operand))
+        return found
 
     def buffer_read_bytes(self, geometry: KeyGeometry) -> Any:
         """Bytes of repeated operands that the vector unit reads, as stored, once for each operation.
@@ -101,7 +108,7 @@ class ScoreCosts:
                 continue
             times = sum(geometry.q_counts)
             if operand is not self.problem.sink:
-                times = self._of_visits(operand, geometry) * (2 if self._streamed else 1)
+                times = self._of_visits(operand, geometry) * self._passes(operand)
             heads = self._along(operand, 0) * self._along(operand, 1) * self._along(operand, 2)
             total = total + heads * times * operand.element_bytes
         return total

@@ -58,6 +58,8 @@ class VectorTileCounts(TileKinds):
                     self._mask(count, query, rows)
                 if p.has("softmax"):
                     self._softmax(count, query, batch, group * q_extent)
+                if p.value_scale is not None:
+                    self._value_scale(count, query, rows)
                 if p.has("attend"):
                     self._outputs(count, query, batch * group)
         scores = ScoreCosts(p, self.structure.algorithm, self.structure.k_level, self.columns)
@@ -74,6 +76,12 @@ class VectorTileCounts(TileKinds):
         if p.sink is not None:
             times, score = count * g.q_counts[query], p.score_bytes
             self._vector("sink", times, rows, 1, reads=0, row_reads=score, row_writes=2 * score, aside=True)
+
+    def _value_scale(self, count: Any, query: int, rows: Any) -> None:
+        """The scales of values, on every tile of probabilities."""
+        g, size = self.geometry, self.problem.probability_bytes
+        for key, k_extent in enumerate(g.k_extents):
+            self._vector("scale_columns", count * g.visits[query][key], rows, k_extent, reads=size, writes=size)
 
     def _mask(self, count: Any, query: int, rows: Any) -> None:
         g, p = self.geometry, self.problem

@@ -26,7 +26,15 @@ from flatc.dialects.flat import FusedOp
 from flatc.dialects.frozen import frozen
 from flatc.dialects.masks import Mask, shows_all
 from flatc.passes.kernels.keyed_storage import pages_of, values_in_keys
-from flatc.passes.kernels.score_ops import MatchedScores, Operand, ScoreOp, Sizes, match_scores, sink_operand
+from flatc.passes.kernels.score_ops import (
+    MatchedScores,
+    Operand,
+    ScoreOp,
+    Sizes,
+    column_operand,
+    match_scores,
+    sink_operand,
+)
 
 
 @frozen
@@ -35,7 +43,8 @@ class AttentionProblem:
 
     `stages` lists what the kernel contains, of logit, mask, softmax, attend; mask where scores may be hidden, or are
     changed in a kernel without logit. `score_ops` are the steps that scores take before `mask` hides some of them, and
-    `sink` is the operand of the softmax's sink. Where logit is missing the scores come from off chip, where attend is
+    `sink` is the operand of the softmax's sink, `value_scale` that of numbers which multiply the probabilities of each
+    key on their way to attend. Where logit is missing the scores come from off chip, where attend is
     missing the result goes there as a [batch, heads, queries, keys] tensor.
     `converts_probabilities` and `converts_output` say that probabilities are stored in another type than scores, and
     outputs in another than they are accumulated in: then each has a buffer of its own.
@@ -61,6 +70,7 @@ class AttentionProblem:
     mask: Mask | None = None
     score_ops: tuple[ScoreOp, ...] = ()
     sink: Operand | None = None
+    value_scale: Operand | None = None
     v_in_k: int | None = None
     """Where V begins among the features of K, if V is some of them: in latent attention, or where both are one."""
     block: int | None = None
@@ -94,7 +104,7 @@ class AttentionProblem:
     def operands(self) -> tuple[Operand, ...]:
         """What is read beside q, k, v and scores."""
         steps = tuple(operand for step in self.score_ops for operand in step.operands)
-        return steps if self.sink is None else (*steps, self.sink)
+        return (*steps, *(operand for operand in (self.sink, self.value_scale) if operand is not None))
 
     def operand_shape(self, operand: Operand) -> tuple[int, ...]:
         """The shape of an operand off chip, heads split into (kv head, group)."""
@@ -134,6 +144,9 @@ def match_kernel(fused: FusedOp) -> Kernel:
         found = next((index for index, kind in enumerate(ORDER) if isinstance(op, kind)), None)
         if found is None:
             raise _refuse(op, "schedules cover logit, what scores go through, softmax and attend")
+        if isinstance(op, attn.ScaleColumnsOp) and chain and isinstance(chain[-1], SoftmaxOp):
+            chain.append(op)  # scales of values, and not of keys
+            continue
         if found < place or (found == place and ORDER[found] is not attn.ScoreOp):
             raise _refuse(op, f"it stands out of order in kernel '{fused.kernel.data}'")
         place = found
@@ -163,8 +176,15 @@ def _assemble(fused: FusedOp, chain: Sequence[Operation]) -> Kernel:
     scores = logit.scores if logit is not None else chain[0].operands[0]
     heads = _shape(scores)[1]
     keyed = logit.k if logit else attend.v if attend else None
+    keyed = keyed or next((op.scale for op in chain if isinstance(op, attn.ScaleColumnsOp)), None)
     kv_heads = _shape(keyed)[1] if keyed is not None else heads
-    found = match_scores([op for op in chain if isinstance(op, attn.ScoreOp)], kv_heads, heads // kv_heads)
+    scale = _value_scale(chain)
+    for before, op in pairwise(chain):
+        if isinstance(before, SoftmaxOp) and isinstance(op, attn.ScaleColumnsOp) and op is not scale:
+            raise _refuse(op, "scales of values belong between the softmax and attend, and go nowhere else")
+    found = match_scores(
+        [op for op in chain if isinstance(op, attn.ScoreOp) and op is not scale], kv_heads, heads // kv_heads
+    )
     others = found.steps or any(not isinstance(op, attn.ScoreOp) for op in chain)
     if found.mask is not None and others and shows_all(found.mask, *_shape(scores)[2:]):
         found.mask = None  # as in decode, where the only row sees every key
@@ -172,6 +192,9 @@ def _assemble(fused: FusedOp, chain: Sequence[Operation]) -> Kernel:
     operands = dict(found.values)
     if softmax is not None and softmax.sink is not None:
         operands["sink"] = softmax.sink
+    if scale is not None:
+        problem = replace(problem, value_scale=replace(column_operand(scale, kv_heads), role="value_scale"))
+        operands["value_scale"] = scale.scale
     return Kernel(
         problem=problem,
         logit=logit,
@@ -184,6 +207,14 @@ def _assemble(fused: FusedOp, chain: Sequence[Operation]) -> Kernel:
         operands=operands,
         result=chain[-1].results[0],
     )
+
+
+def _value_scale(chain: Sequence[Operation]) -> attn.ScaleColumnsOp | None:
+    """The scales of values: between softmax and attend, or all that happens to probabilities from off chip."""
+    for before, op, after in zip((None, *chain), chain, chain[1:], strict=False):
+        if isinstance(op, attn.ScaleColumnsOp) and isinstance(after, AttendOp):
+            return op if before is None or isinstance(before, SoftmaxOp) else None
+    return None
 
 
 def _problem(

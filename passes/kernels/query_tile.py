@@ -69,6 +69,9 @@ class QueryTile:
             ready = masked
             if online:
                 scores, ready, correction = self._online_step(scores, ready)
+            ready = self._scale_values(
+                scores, ready, self.stages.softmax, self.score_work.load_stage(self.stages.softmax)
+            )
             return self._sink(scores, [ready], carried, correction)
 
         body = step if self.mapping.interleave == 1 else self._parts(step)
@@ -116,6 +119,7 @@ class QueryTile:
 
         filled = self.kernel.key_loop(fill, stream=False, stage=self.stages.logit)
         probabilities, ready = self._rows_softmax(strip, self._change_strip(strip, filled))
+        ready = self._scale_strip(probabilities, ready)
 
         def use(carried: SSAValue) -> SSAValue:
             return self._sink(self._strip_window(probabilities), [ready], carried, None, pipelined=False)
@@ -142,6 +146,7 @@ class QueryTile:
             ready = self._change(scores, ready, 0, 0)
             exponentials, ready = self._exp(scores, [ready, measured], 0, total=False, final=False)
             probabilities, ready = self._divide_scores(exponentials, ready, 0)
+            ready = self._scale_values(probabilities, ready, 0, 0)
             return self._sink(probabilities, [ready], carried, None, pipelined=False)
 
         done = self.kernel.key_loop(use, stream=False, stage=self.stages.attend)
@@ -278,6 +283,21 @@ class QueryTile:
             return self._change(self._strip_window(strip), filled, 0, 0)
 
         return kernel.key_loop(change, stream=False, stage=self.stages.softmax, first=first, init=filled)
+
+    def _scale_values(self, probabilities: Access, ready: SSAValue, stage: int, load_stage: int) -> SSAValue:
+        """The scales of values on a tile of probabilities, whose row sums are without them."""
+        extents = self._tile_extents()
+        return self.score_work.scale_values(probabilities, extents, ready, stage=stage, load_stage=load_stage)
+
+    def _scale_strip(self, strip: SSAValue, ready: SSAValue) -> SSAValue:
+        """The scales of values on the tiles of a strip of probabilities, with the softmax (see `_change_strip`)."""
+        if self.problem.value_scale is None:
+            return ready
+
+        def scale(carried: SSAValue) -> SSAValue:
+            return self._scale_values(self._strip_window(strip), ready, 0, 0)
+
+        return self.kernel.key_loop(scale, stream=False, stage=self.stages.softmax, init=ready)
 
     def _crosses_edge(self) -> Expr | None:
         """Positive where some row of the tile does not see some key of it; None if that must be assumed."""

@@ -90,6 +90,7 @@ class _Parts:
     mask: VectorOp | None
     steps: tuple[VectorOp, ...]
     sink: VectorOp | None
+    value_scale: VectorOp | None
     softmax: VectorOp | None
     attend: MatmulOp | None
     loads: dict[SSAValue, LoadOp]
@@ -98,7 +99,7 @@ class _Parts:
     @property
     def first_of_scores(self) -> TimedOp:
         """The operation that reads scores which the kernel did not make."""
-        first = (*self.steps, self.mask, self.softmax, self.attend)
+        first = (*self.steps, self.mask, self.softmax, self.value_scale, self.attend)
         return next(op for op in first if op is not None)
 
     @property
@@ -127,10 +128,23 @@ def _parts(ops: Sequence[TimedOp]) -> _Parts | None:
     vector = {op.kind.data: op for op in ops if isinstance(op, VectorOp)}
     loads = {op.writes[0]: op for op in ops if isinstance(op, LoadOp)}
     stores = [op for op in ops if isinstance(op, StoreOp)]
-    mask, steps, softmax = vector.get("mask"), _steps(ops), vector.get("exp")
+    mask, softmax = vector.get("mask"), vector.get("exp")
+    scale = (
+        _value_scale(ops, softmax if logit is None or softmax is not None else logit) if attend is not None else None
+    )
+    steps = _steps([op for op in ops if op is not scale])
     if len(stores) != 1 or not (products or softmax or mask or steps):
         return None
-    return _Parts(logit, mask, steps, vector.get("sink"), softmax, attend, loads, stores[0])
+    return _Parts(logit, mask, steps, vector.get("sink"), scale, softmax, attend, loads, stores[0])
+
+
+def _value_scale(ops: Sequence[TimedOp], source: TimedOp | None) -> VectorOp | None:
+    """The scales of values: behind the softmax, or all that happens to probabilities from off chip (no `source`)."""
+    steps = [op for op in ops if isinstance(op, VectorOp) and op.kind.data in STEP_KINDS]
+    if not steps or steps[-1].kind.data != "scale_columns" or isinstance(source, MatmulOp):
+        return None
+    behind = len(steps) == 1 if source is None else ops.index(steps[-1]) > ops.index(source)
+    return steps[-1] if behind else None
 
 
 def _steps(ops: Sequence[TimedOp]) -> tuple[VectorOp, ...]:
@@ -160,6 +174,12 @@ def _attention(parts: _Parts) -> Attention | None:
         return None
     steps, sink, tensors = operands
     problem = replace(_problem(parts, found), score_ops=steps, sink=sink)
+    if parts.value_scale is not None:
+        source = parts.source(parts.value_scale.reads[1])
+        if source is None or len(_dims(source)) != 5:
+            return None
+        problem = replace(problem, value_scale=replace(_operand(source), role="value_scale"))
+        tensors = tensors | {"value_scale": source}
     return Attention(problem, found | tensors, scale)
 
 
@@ -343,6 +363,7 @@ def _joined(producer: Attention, consumer: Attention) -> Attention:
         score_ops=tuple(regrouped(step, heads.kv_heads, heads.group) for step in _renamed(steps)),
         on_chip=frozenset(),
         sink=None if sink is None else regrouped(ScoreOp("sink", (sink,)), heads.kv_heads, heads.group).operands[0],
+        value_scale=second.value_scale,
     )
     behind = _new_roles(second.score_ops, len(first.score_ops))
     values = {behind.get(role, role): value for role, value in consumer.values.items() if role != "scores"}

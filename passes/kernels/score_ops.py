@@ -1,7 +1,7 @@
 """What happens to scores between the logit and the softmax, and the tensors that it reads.
 
-A `ScoreOp` is one step: softcap, bias, ALiBi, T5's relative bias, or a mask that is known at run time only. A symbolic
-mask is no step: it decides which tiles are visited, and hides scores after all steps.
+A `ScoreOp` is one step: scales of keys, softcap, bias, ALiBi, T5's relative bias, or a mask that is known at run time
+only. A symbolic mask is no step: it decides which tiles are visited, and hides scores after all steps.
 
     attention(q, k, v, softcap = 50, bias = b, mask = causal & valid(pad))
 
@@ -71,7 +71,7 @@ class ScoreOp:
     function: ScoreFunction | None = None
 
 
-STEP_KINDS = ("softcap", "bias", "alibi", "t5_relative", "keep", "same")
+STEP_KINDS = ("scale_columns", "softcap", "bias", "alibi", "t5_relative", "keep", "same")
 """The kinds of all steps."""
 RUNTIME_MASKS = ("keep", "same")
 """Kinds of steps that hide scores, so that their rows may be empty."""
@@ -82,7 +82,9 @@ def regrouped(step: ScoreOp, kv_heads: int, group: int) -> ScoreOp:
 
     def split(operand: Operand) -> Operand:
         batch, *heads, rows, keys = operand.has
-        return replace(operand, has=(batch, any(heads) and kv_heads > 1, any(heads) and group > 1, rows, keys))
+        # Scales of keys belong to kv heads, whose query heads share them.
+        apart = any(heads) and group > 1 and step.kind != "scale_columns"
+        return replace(operand, has=(batch, any(heads) and kv_heads > 1, apart, rows, keys))
 
     function = step.function
     if isinstance(function, Alibi):
@@ -162,8 +164,11 @@ def match_scores(ops: Sequence[attn.ScoreOp], kv_heads: int, group: int) -> Matc
     found = MatchedScores()
     for op in ops:
         match op:
+            case attn.ScaleColumnsOp():
+                _check_visible(op, found, "scale")
+                found.add(ScoreOp("scale_columns", (column_operand(op, kv_heads),)), op.scale)
             case attn.SoftcapOp():
-                _check_softcap(op, found)
+                _check_visible(op, found, "cap")
                 found.add(ScoreOp("softcap", function=Softcap(op.cap.value.data)))
             case attn.BiasOp():
                 found.add(ScoreOp("bias", (_onto_scores(op.bias, kv_heads, group),)), op.bias)
@@ -186,12 +191,24 @@ def sink_operand(sink: SSAValue, kv_heads: int, group: int) -> Operand:
     return replace(_operand(sink, (1, *shape_of(sink), 1, 1), kv_heads, group), role="sink")
 
 
-def _check_softcap(op: attn.SoftcapOp, before: MatchedScores) -> None:
+def column_operand(op: attn.ScaleColumnsOp, kv_heads: int) -> Operand:
+    """The operand of scales of keys or values, not yet named. Raises `FlatcError` if K or V has other heads."""
+    batch, heads, keys = shape_of(op.scale)
+    if heads not in (1, kv_heads):
+        raise FlatcError(
+            f"{op.name} cannot be compiled: its scales are for {heads} kv heads, and there are {kv_heads}",
+            position=position_of(op),
+            help="give a scale for each kv head, or one for all",
+        )
+    return _operand(op.scale, (batch, heads, 1, keys), kv_heads, 1)
+
+
+def _check_visible(op: attn.ScoreOp, before: MatchedScores, verb: str) -> None:
     if before.hides:
         raise FlatcError(
             f"{op.name} cannot be compiled behind a mask: it would make hidden scores visible again",
             position=position_of(op),
-            help="cap the scores first, then mask them",
+            help=f"{verb} the scores first, then mask them",
         )
 
 

@@ -132,6 +132,16 @@ class ScoreWork:
         )
         return kernel.emit(op, step.kind)
 
+    def scale_values(
+        self, probabilities: Access, extents: Sequence[Expr], ready: SSAValue, *, stage: int, load_stage: int
+    ) -> SSAValue:
+        """Scales of values on the current tile of probabilities, whose sums are known; gives the token to wait for."""
+        operand = self.problem.value_scale
+        if operand is None:
+            return ready
+        step = ScoreOp("scale_columns", (operand,))
+        return self._step(step, probabilities, extents, ready, stage, load_stage)
+
     def sink(self, maximum: SSAValue, total: SSAValue, after: Sequence[SSAValue], stage: int) -> SSAValue | None:
         """Lets the sink join the maximum and the sum of each row; None without a sink."""
         operand = self.problem.sink

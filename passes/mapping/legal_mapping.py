@@ -173,6 +173,8 @@ def _check_units(problem: AttentionProblem, mapping: Mapping, accelerator: Accel
         raise FlatcError(f"{kernel}: there is no softmax before an attend whose sums it could take")
     if softmax.total == "attend" and problem.sink is not None:
         raise FlatcError(f"{kernel}: a sum in attend is a sum of probabilities, and a sink adds to it")
+    if softmax.total == "attend" and problem.value_scale is not None:
+        raise FlatcError(f"{kernel}: a sum in attend is a sum of scaled probabilities, where values have scales")
     if softmax.on_array:
         _check_held(problem, mapping, accelerator, kernel)
 

@@ -149,7 +149,7 @@ def _placements(
     found = [(ON_VECTOR, usual)]
     if strategy != "auto" or not (problem.has("softmax") and problem.has("attend")):
         return found
-    if divide == "late" and problem.sink is None:
+    if divide == "late" and problem.sink is None and problem.value_scale is None:
         found.append((ONES_COLUMN, tuple(one for one in usual if one not in (IN_TURN, SINGLE))))
     changed = problem.operands or problem.score_ops or problem.sink is not None
     held = algorithm == "online" and problem.has("logit") and not changed

@@ -200,7 +200,8 @@ def spaces(
 
 
 def _check_machine(problem: AttentionProblem, accelerator: Accelerator, kernel: str) -> None:
-    works = problem.has("softmax") or problem.has("mask") or problem.score_ops or problem.converts_output
+    works = problem.has("softmax") or problem.has("mask") or problem.converts_output
+    works = works or problem.score_ops or problem.value_scale is not None
     if not accelerator.vector.lanes and works:
         raise FlatcError(
             f"{kernel}: accelerator '{accelerator.name}' has no vector unit, and the kernel needs one",
