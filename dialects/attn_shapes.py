@@ -160,7 +160,7 @@ def vector(what: str, operand: Shape, name: str, size: int) -> None:
 
 def linear(x: Shape, w: Shape) -> Shape:
     """x [..., I] times w [I, O] gives [..., O]; x [B, H, S, I] times w [H, I, O], head by head, gives [B, H, S, O]."""
-    if len(w) == 3:
+    if (len(x), len(w)) == (4, 3):
         return _linear_by_head(x, w)
     inner = w[-2] if len(w) >= 2 else None
     if not x or inner is None or len(w) != 2 or x[-1] != inner:
@@ -174,11 +174,10 @@ def linear(x: Shape, w: Shape) -> Shape:
 
 
 def _linear_by_head(x: Shape, w: Shape) -> Shape:
-    if len(x) != 4 or (x[1], x[3]) != (w[0], w[1]):
+    if (x[1], x[3]) != (w[0], w[1]):
         raise FlatcError(
             f"cannot multiply {text(x)} by {text(w)} head by head",
             notes=[f"a weight {text(w)} takes [batch, {w[0]} heads, sequence, {w[1]} features]"],
-            help="use heads(x, H) to split [batch, sequence, H * d] into heads",
         )
     return (*x[:3], w[2])
 
