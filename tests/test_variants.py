@@ -1,8 +1,8 @@
 """Every variant of attention, drawn at random as a user would write it, by three levels and two tilings.
 
-What is drawn: masks of every kind and their combinations, with offsets and without; biases; softcap, sink, scale; scales
-of keys and values; shared heads; d_v other than d_qk; prefill, chunks and decode on a cache; storage types; scores as
-outputs at any stage.
+What is drawn: masks of every kind and their combinations, with offsets and without; biases; softcap, sink, scale;
+scales of keys and values; shared heads; d_v other than d_qk; prefill, chunks and decode on a cache; storage types;
+scores as outputs at any stage.
 """
 
 from __future__ import annotations
