@@ -34,6 +34,7 @@ from flatc.dialects.flat import FusedOp, MappingAttr
 from flatc.dialects.frozen import frozen
 from flatc.dialects.kernel_mapping import KernelMapping
 from flatc.dialects.spatial_types import TensorRefType
+from flatc.passes.cost.bounds import AnyProblem
 from flatc.passes.kernels.kept_results import heights, outside_values, source_of, users_of
 from flatc.passes.kinds.registry import kind_of
 from flatc.passes.mapping.ranking import Ranking, objective_order, objectives
@@ -206,13 +207,15 @@ class _Retiling:
         return [(kernel.on_chip, kernel.mapping, kernel.strategy) for kernel in self.program.kernels]
 
     def _search(self, assumed: Sequence[Candidate]) -> dict[str, Choice[KernelMapping]]:
-        """Gives kernels the best mappings beside these results. Raises `NothingFits`."""
-        program = self.program
+        """Gives kernels the best mappings beside these results, equal ones equal mappings. Raises `NothingFits`."""
+        program, reserved = self.program, dict[AnyProblem, int]()
         program.keep(assumed)
-        tops = program.heights(assumed)
+        problems = [kind_of(kernel).region(kernel).problem for kernel in program.kernels]
+        for problem, top in zip(problems, program.heights(assumed), strict=True):
+            reserved[problem] = max(top, reserved.get(problem, 0))
         return {
-            kernel.kernel.data: self.search.attach(kernel, top)
-            for kernel, top in zip(program.kernels, tops, strict=True)
+            kernel.kernel.data: self.search.attach(kernel, reserved[problem])
+            for kernel, problem in zip(program.kernels, problems, strict=True)
         }
 
     def _cost(self) -> Ranking:

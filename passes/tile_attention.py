@@ -34,7 +34,7 @@ from flatc.passes.kinds.registry import kind_of
 from flatc.passes.lower_to_spatial import lower_kernel_alone
 from flatc.passes.mapping.judge import MOST_SIMULATED, Judge
 from flatc.passes.mapping.mapping_text import parse_mappings
-from flatc.passes.mapping.ranking import Objective, Ranking, objectives
+from flatc.passes.mapping.ranking import OBJECTIVES, Objective, Ranking, objectives
 from flatc.passes.mapping.search import Choice, Choices, NothingFits, check_strategy
 from flatc.passes.simulation.simulator import try_simulate
 
@@ -135,6 +135,7 @@ class KernelSearch:
         self._choices: dict[tuple[str, AnyProblem, int], Choices[KernelMapping]] = {}
         self._judged: dict[tuple[str, AnyProblem, int], tuple[Ranking, Choice[KernelMapping]]] = {}
         self._least: dict[tuple[AnyProblem, KernelMapping], float] = {}
+        self._known: dict[tuple[AnyProblem, KernelMapping], Ranking] = {}
 
     def attach(self, kernel: FusedOp, reserved_bytes: int = 0) -> Choice[KernelMapping]:
         """Gives a kernel the best mapping that leaves so many bytes of the buffer to others."""
@@ -154,10 +155,13 @@ class KernelSearch:
         """The ranking of the mapping that a kernel has, with its simulated latency."""
         kind, problem = _problem_of(kernel)
         mapping = kind.mapping_of(kernel)
-        form = kind.price(problem, self.accelerator, mapping)
-        cycles = self._judged_cycles(kernel, kind, problem, mapping)
-        energy, offchip = float(form.energy_pj[0]), float(form.offchip_bytes[0])
-        return tuple(objectives(self.objective, cycles, energy, offchip))
+        found = self._known.get((problem, mapping))
+        if found is None:
+            form = kind.price(problem, self.accelerator, mapping)
+            cycles = self._judged_cycles(kernel, kind, problem, mapping)
+            energy, offchip = float(form.energy_pj[0]), float(form.offchip_bytes[0])
+            found = self._known[problem, mapping] = tuple(objectives(self.objective, cycles, energy, offchip))
+        return found
 
     def _best(self, kernel: FusedOp, reserved_bytes: int = 0) -> tuple[Ranking, Choice[KernelMapping]]:
         kind, problem = _problem_of(kernel)
@@ -168,6 +172,7 @@ class KernelSearch:
             if self.strategy == "auto" and choices.complete and found[1].gain > LOOSE:
                 found = self._with_smaller_spaces(kernel, found, reserved_bytes)
             self._judged[kind.name, problem, reserved_bytes] = found
+            self._known[problem, found[1].mapping] = found[0][: len(OBJECTIVES)]
         return found
 
     def _machine(self, reserved_bytes: int) -> Accelerator:

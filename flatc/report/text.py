@@ -85,6 +85,9 @@ def _notes(report: Report) -> Iterator[str]:
         yield f"latency: closed form (a lower bound); simulation would take {events:,} events"
     else:
         yield f"latency: simulated, {sum(k.events for k in report.kernels):,} events"
+    if report.kept:
+        most = max(sum(tensor.bytes for tensor in kernel.kept) for kernel in report.kernels)
+        yield f"{len(report.kept)} tensors stay on chip between kernels, at most {most:,} B of them at once"
     if report.free_vector_operations:
         free = ", ".join(report.free_vector_operations)
         yield f"free by the accelerator file: {free}"
