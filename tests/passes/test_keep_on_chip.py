@@ -28,8 +28,9 @@ from flatc.passes.kernels.kept_results import users_of
 from flatc.passes.kinds.registry import kernel_part, kind_with
 from flatc.passes.simulation.simulator import simulate_kernel
 from flatc.passes.tile_attention import TileAttentionPass
-from flatc.report import to_json
+from flatc.report import to_json, to_text
 from flatc.report.build import build_report, schedule_of
+from flatc.report.json import to_dict
 from tests.support import only, run_checked
 
 SEEDS = st.integers(0, 1 << 32)
@@ -265,6 +266,20 @@ def test_a_layer_is_what_its_graph_says():
     (output,) = run_checked(result.schedule, inputs, exact=True).outputs
     np.testing.assert_allclose(output, expected, rtol=1e-9, atol=1e-9)
     assert "linear_up" in {tensor.name for tensor in result.report.kept}
+
+
+def test_a_report_says_what_stays_where():
+    result = compiled(FEED_FORWARD, 20_000)
+    report, written = result.report, to_dict(result.report)
+    text = to_text(report)
+    assert "2 tensors stay on chip between kernels, at most 4,680 B of them at once" in text
+    assert text.count("stays on chip") == 2 + 4  # by tensor, and by kernel
+    assert "copy    linear_up -> linear_up" in text
+    up, gelu, down = ([(one["name"], one["bytes"]) for one in kernel["on_chip"]] for kernel in written["kernels"])
+    assert (up, gelu) == ([("linear_up", 2340)], [("linear_up", 2340), ("gelu", 2340)])
+    assert down == [("gelu", 2340)]
+    assert written["totals"]["peak_buffer_bytes"] == max(kernel["peak_buffer_bytes"] for kernel in written["kernels"])
+    assert written["totals"]["tensors"]["gelu"] == {"read_bytes": 0, "written_bytes": 0, "compulsory_bytes": 0}
 
 
 def test_one_attention_keeps_nothing_and_its_search_is_not_repeated():
