@@ -11,9 +11,10 @@ the schedule it makes. The text is what `#flat.mapping<...>` contains:
     softmax(online, divide late)
     stages(load 0, logit 0, softmax 0, attend 1, store 2)
 
-and, where several query tiles are worked off in turn, a last line `interleave(4)`. More words say where the work of a
-softmax runs on machines that leave the choice (see `ArrayUse` and `Softmax`):
+and, where several query tiles are worked off in turn, a last line `interleave(4)`. More words say how seldom outputs
+are rescaled, and where the work of a softmax runs on machines that leave the choice (see `ArrayUse` and `Softmax`):
 
+    softmax(online, divide late, rescaled every 8)
     attend(input stationary, fold 1 x 1, add on vector)
     softmax(online, divide late, max on array, exp on array, sum on array, first rescaled)
 
@@ -120,8 +121,9 @@ class Softmax:
     of it, score tiles stay in the registers of the PEs from the logit to the attend. A row sum in `attend` is a column
     of ones beside V: the product has one more column, which is rescaled with the others.
 
-    Outputs are rescaled once for each key tile, so a tile of r times as many keys is rescaled r times more seldom.
-    The first key tile has nothing to rescale or to add to; `rescales_first` does so all the same, as a machine without
+    An online softmax takes its maximum, and rescales outputs, every `rescaled_every` key tiles: their scores stay on
+    chip together, a strip, while K and V are loaded tile by tile. Rows are one strip that is never rescaled.
+    The first strip has nothing to rescale or to add to; `rescales_first` does so all the same, as a machine without
     conditions would.
     """
 
@@ -131,6 +133,7 @@ class Softmax:
     exponential: Unit = "vector"
     total: RowSum = "vector"
     rescales_first: bool = False
+    rescaled_every: int = 1
 
     @property
     def on_array(self) -> bool:
@@ -141,7 +144,9 @@ class Softmax:
         """The words between the parentheses of `softmax(...)`."""
         words = [self.algorithm, f"divide {self.divide}"]
         words += [f"{name} {_place(unit)}" for name, unit in self._places() if unit != "vector"]
-        return ", ".join([*words, *(["first rescaled"] if self.rescales_first else [])])
+        words += ["first rescaled"] * self.rescales_first
+        words += [f"rescaled every {self.rescaled_every}"] * (self.rescaled_every > 1)
+        return ", ".join(words)
 
     def _places(self) -> tuple[tuple[str, str], ...]:
         return (("max", self.maximum), ("exp", self.exponential), ("sum", self.total))
@@ -223,6 +228,7 @@ def _parse_softmax(tokens: MappingTokens) -> Softmax:
     tokens.parse_keyword("divide")
     divide = cast(Divide, parse_choice(tokens, get_args(Divide), "place of the division"))
     fields = {"max": "maximum", "exp": "exponential", "sum": "total", "first": "rescales_first"}
+    fields |= {"rescaled": "rescaled_every"}
     given: dict[str, Any] = {}
     while tokens.parse_optional_punctuation(",") is not None:
         start = tokens.pos
@@ -234,10 +240,13 @@ def _parse_softmax(tokens: MappingTokens) -> Softmax:
     return Softmax(algorithm, divide, **given)
 
 
-def _parse_softmax_part(tokens: MappingTokens, word: str) -> str | bool:
+def _parse_softmax_part(tokens: MappingTokens, word: str) -> str | bool | int:
     if word == "first":
         tokens.parse_keyword("rescaled")
         return True
+    if word == "rescaled":
+        tokens.parse_keyword("every")
+        return _integer(tokens, "softmax: rescaled every", 1)
     if word == "sum" and tokens.parse_optional_keyword("in"):
         tokens.parse_keyword("attend")
         return "attend"

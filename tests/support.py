@@ -111,12 +111,14 @@ class Choice:
     stages: tuple[int, int, int, int, int] = (0, 0, 0, 1, 2)
     slots: tuple[int, int, int, int, int] = (3, 3, 3, 3, 3)
     levels: tuple[Level, Level] = ("key", "key")
+    rescaled_every: int = 1
 
     def __str__(self) -> str:
         tiles = "x".join(str(n) for n in vars(self.tiles).values() if n < 1 << 30)
         stages, slots = ("".join(map(str, numbers)) for numbers in (self.stages, self.slots))
         algorithm = f"{self.algorithm} {self.divide}" if self.algorithm == "rows" else self.algorithm
-        return f"{algorithm} tiles {tiles} stages {stages} slots {slots} {'/'.join(self.levels)}"
+        every = f" every {self.rescaled_every}" * (self.rescaled_every > 1)
+        return f"{algorithm}{every} tiles {tiles} stages {stages} slots {slots} {'/'.join(self.levels)}"
 
     def mapping(self, problem: AttentionProblem) -> Mapping:
         """The mapping of one kernel; what this kernel does not have or cannot do is left out."""
@@ -130,7 +132,9 @@ class Choice:
             algorithm, divide = "rows" if algorithm == "online" else algorithm, "early"
         keep = Keep(*self.slots, *self.levels)
         use = ArrayUse("output")
-        return Mapping(tiles, keep, use, use, Softmax(algorithm, divide), Stages(*self.stages))
+        every = min(self.rescaled_every, -(-p.keys // tiles.key)) if algorithm == "online" else 1
+        softmax = Softmax(algorithm, divide, rescaled_every=every)
+        return Mapping(tiles, keep, use, use, softmax, Stages(*self.stages))
 
 
 @cache
@@ -288,6 +292,10 @@ def _placer(rng: random.Random) -> Callable[[Mapping, AttentionProblem], Mapping
         parts = 1 if problem.mask else rng.randint(1, -(-problem.queries // mapping.tiles.query))
         if rng.random() < 0.2 and softmax.on_array is False and parts == 1:
             softmax = Softmax("rows", "late", total="attend")
+            attend = replace(attend, add="array")
+        tiles = -(-problem.keys // mapping.tiles.key)
+        if tiles > 1 and parts == 1 and not softmax.on_array and softmax.algorithm == "online":
+            softmax = replace(softmax, rescaled_every=rng.randint(1, tiles))
             attend = replace(attend, add="array")
         return replace(mapping, softmax=softmax, logit=logit, attend=attend, interleave=parts)
 

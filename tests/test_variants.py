@@ -57,7 +57,8 @@ def tiny_choice(rng: random.Random) -> Choice:
     tiles = Tiles(batch, kv_head, group, query, key, whole, whole)
     stages = rng.choice([(0, 0, 0, 0, 0), (0, 0, 0, 1, 2), (0, 0, 1, 1, 2), (0, 1, 2, 3, 4)])
     levels = rng.choice([("key", "key"), ("kv_head", "key"), ("kv_head", "kv_head")])
-    return Choice(algorithm, divide, tiles, stages, (5, 5, 5, 5, 5), levels)  # pyright: ignore[reportArgumentType]
+    every = rng.choice([1, 1, 2, 3])
+    return Choice(algorithm, divide, tiles, stages, (5, 5, 5, 5, 5), levels, every)  # pyright: ignore[reportArgumentType]
 
 
 def assert_equal(found: list[np.ndarray], expected: dict[str, Floats]) -> None:

@@ -1,7 +1,7 @@
 """The pipeline that a mapping of attention makes, as a graph: its steps in order, and which waits for which.
 
-It is the loop nest of `kernel_schedule`, without its numbers. A trip is a query tile where whole rows stay on chip, and
-else a (query, key) tile. Steps, in the order of the text:
+It is the loop nest of `kernel_schedule`, without its numbers. A trip is a query tile where whole rows stay on chip, a
+strip of key tiles where it rescales in strips, and else a (query, key) tile. Steps, in the order of the text:
 
     Hk, Hv           loads of K and V for a whole tile of heads, where they stay that long
     Q                load of Q
@@ -13,9 +13,9 @@ else a (query, key) tile. Steps, in the order of the text:
     A, Am, An        attend: the first key tile, the others, the last
     D, S             division or conversion of the outputs, their store
 
-Where a trip is one key tile, K, L, V and A are all of it. What is there in some trips only (Hk, Hv, and then Q, D
-and S) is waited for in the order of its resource; results of Q and D are, where each query tile has one key tile: the
-gate `single`. The gates `many_k` and `many_v` are open where a query tile has more key tiles than K or V have slots.
+Where a trip is one key tile, K, L, V and A are all of it. What is there in some trips only (Hk, Hv, and where a query
+tile has several trips Q, D and S) is waited for in the order of its resource; results of Q and D are, where each query
+tile has one trip: the gate `single`. The gate `many` is open where every trip has more key tiles than V has slots.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ SELDOM = ("Hk", "Hv")
 
 @frozen
 class PipelineShape:
-    """All that the graph depends on. `stages` are those of load, logit, softmax, attend and store, `slots` of Q, K, V,
-    scores and outputs."""
+    """All that the graph depends on: a trip is whole `rows`, or one of `strips`, or a key tile; `stages` are those of
+    load, logit, softmax, attend and store, `slots` of Q, K, V, scores and outputs."""
 
     rows: bool
+    strips: bool
     has: frozenset[str]
     k_level: str
     v_level: str
@@ -62,8 +63,9 @@ def pipeline_steps(shape: PipelineShape) -> Iterator[Step]:
     """The steps of a pipeline, in the order of the text."""
     load, logit, softmax, attend, store = shape.stages
     write = "read" if shape.shares_channel else "write"
-    keyed, valued = (logit, attend) if shape.rows else (load, _load_v(shape))
-    parts = ("", "n") if shape.rows else ("",)
+    several = shape.rows or shape.strips
+    keyed, valued = (logit, attend) if several else (load, _load_v(shape))
+    parts = ("", "n") if several else ("",)
     if "logit" in shape.has and shape.k_level == "kv_head":
         yield Step("Hk", "read", load)
     if "attend" in shape.has and shape.v_level == "kv_head":
@@ -78,9 +80,7 @@ def pipeline_steps(shape: PipelineShape) -> Iterator[Step]:
         yield Step("X", "vector", softmax)
     if "attend" in shape.has:
         yield from (Step(f"V{part}", "read", valued) for part in parts if shape.v_level == "key")
-        yield from (
-            Step(f"A{part}", "array", attend, in_waves=True) for part in (("", "m", "n") if shape.rows else ("",))
-        )
+        yield from (Step(f"A{part}", "array", attend, in_waves=True) for part in (("", "m", "n") if several else ("",)))
     if shape.finishes:
         yield Step("D", "vector", store)
     yield Step("S", write, store)
@@ -90,7 +90,7 @@ def _waits(shape: PipelineShape) -> Iterator[Wait]:
     """Tokens and slots. The steps of a key loop inside a trip are of one stage, that of the loop."""
     stage = {step.name: step.stage for step in pipeline_steps(shape)}
     q_slots, k_slots, v_slots, score_slots, output_slots = shape.slots
-    last = "n" if shape.rows else ""
+    last = "n" if shape.rows or shape.strips else ""
     once = "" if shape.rows else "single"
 
     def token(earlier: str, later: str, gate: str = "") -> Iterator[Wait]:

@@ -64,10 +64,12 @@ from flatc.passes.kernels.score_ops import Operand, operand_level, operand_slots
 def trip_cycles(problem: AttentionProblem, accelerator: Accelerator, mapping: Mapping) -> float | None:
     """Cycles that a kernel takes at the least; None where its nest is not covered.
 
-    Not covered are interleaved query tiles, scores that are made twice, rows without a softmax, and masks that leave
-    rows without a key.
+    Not covered are interleaved query tiles, scores that are made twice or in strips, rows without a softmax, and masks
+    that leave rows without a key.
     """
     softmax = mapping.softmax
+    if softmax.rescaled_every > 1:
+        return None
     by_rows = softmax.algorithm == "rows"
     if mapping.interleave > 1 or softmax.algorithm == "streamed" or (by_rows and not problem.has("softmax")):
         return None

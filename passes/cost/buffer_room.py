@@ -14,6 +14,8 @@ from flatc.passes.kernels.problem import AttentionProblem
 
 def peak_buffer_bytes(problem: AttentionProblem, structure: Structure, columns: Columns, geometry: KeyGeometry) -> Any:
     """Bytes of all buffers, as `lower-to-spatial` will declare them."""
+    import numpy as np
+
     p, c, s = problem, columns, structure
     heads = c.batch * c.kv_head
     rows = heads * c.group * c.query
@@ -32,6 +34,8 @@ def peak_buffer_bytes(problem: AttentionProblem, structure: Structure, columns: 
     scores = rows if online else block
     if not s.held:
         width = geometry.width if s.algorithm == "rows" else c.key
+        if s.in_strips:
+            width = np.minimum(c.key * c.rescaled_every, geometry.width)
         element = p.score_bytes * passes + (p.probability_bytes if p.converts_probabilities else 0)
         total = total + c.score_slots * scores * width * element
     if p.has("softmax"):

@@ -77,7 +77,7 @@ def evaluate(
     import numpy as np
 
     if counts is None or peak_bytes is None:
-        geometry = key_geometry(problem, columns.query, columns.key)
+        geometry = key_geometry(problem, columns.query, columns.key, columns.rescaled_every)
         counts = count_all(problem, accelerator, structure, columns, geometry)
         peak_bytes = peak_buffer_bytes(problem, structure, columns, geometry)
     prices = TransferPrices(accelerator, problem.on_chip)

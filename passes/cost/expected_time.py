@@ -60,7 +60,7 @@ def _array(case: Case) -> list[Any]:
     skew: Any = 0
     if not p.converts_probabilities:
         skew = counts.awaited_skew["attend"] * (c.score_slots <= c.attend - c.logit + 1)
-    if s.algorithm == "online":
+    if s.algorithm == "online" and not s.in_strips:
         return [counts.array + skew]
     logit = _phase(case, "logit", "k", c.k_slots, streams=s.k_level == "key")
     attend = _phase(case, "attend", "v", c.v_slots, streams=s.v_level == "key")

@@ -23,7 +23,8 @@ class KeyGeometry:
     """Counts for a column of mappings; pairs are (full, ragged), indexed [query kind][key kind].
 
     `visits` and `edges` count key tiles visited and masked, `nonempty` query tiles that visit any, `strip_keys` the
-    keys of all row strips, `width` the longest strip, `constant_width` its length where all are as long.
+    keys of all row strips, `width` the longest strip, `constant_width` its length where all are as long. `strips` are
+    the tiles, or strips of several, that an online softmax works on at a time.
     """
 
     q_counts: tuple[Ints, Ints]
@@ -35,20 +36,22 @@ class KeyGeometry:
     strip_keys: tuple[Ints, Ints]
     width: Ints
     constant_width: int | None
+    strips: tuple[Ints, Ints]
 
 
-def key_geometry(problem: AttentionProblem, query: Ints, key: Ints) -> KeyGeometry:
-    """The geometry of mappings whose tiles are `query` rows by `key` keys."""
+def key_geometry(problem: AttentionProblem, query: Ints, key: Ints, rescaled_every: Ints) -> KeyGeometry:
+    """The geometry of mappings whose tiles are `query` rows by `key` keys, `rescaled_every` so many of these."""
     q_counts = (problem.queries // query, (problem.queries % query > 0) * 1)
     q_extents = (query, problem.queries % query)
     k_extents = (key, problem.keys % key)
     if problem.mask is None:
-        return _unmasked(problem, q_counts, q_extents, k_extents)
-    return _masked(problem, query, key, q_counts, q_extents, k_extents)
+        return _unmasked(problem, rescaled_every, q_counts, q_extents, k_extents)
+    return _masked(problem, (query, key, rescaled_every), q_counts, q_extents, k_extents)
 
 
 def _unmasked(
     problem: AttentionProblem,
+    rescaled_every: Ints,
     q_counts: tuple[Ints, Ints],
     q_extents: tuple[Ints, Ints],
     k_extents: tuple[Ints, Ints],
@@ -57,6 +60,7 @@ def _unmasked(
     zero = full_keys * 0
     none = ((zero, zero), (zero, zero))
     full, ragged = ((n * full_keys, n * ragged_keys) for n in q_counts)
+    strips = -(-(full_keys + ragged_keys) // rescaled_every)
     return KeyGeometry(
         q_counts,
         q_extents,
@@ -67,13 +71,13 @@ def _unmasked(
         strip_keys=(q_counts[0] * problem.keys, q_counts[1] * problem.keys),
         width=zero + problem.keys,
         constant_width=problem.keys,
+        strips=(q_counts[0] * strips, q_counts[1] * strips),
     )
 
 
 def _masked(
     problem: AttentionProblem,
-    query: Ints,
-    key: Ints,
+    tiles: tuple[Ints, Ints, Ints],
     q_counts: tuple[Ints, Ints],
     q_extents: tuple[Ints, Ints],
     k_extents: tuple[Ints, Ints],
@@ -82,13 +86,16 @@ def _masked(
 
     # Only these facts of the problem matter, so that kernels and strategies share what was counted.
     question = _Question(problem.mask, problem.skips_hidden, problem.queries, problem.keys)
-    counts = np.empty((len(query), 13), dtype=np.int64)
+    query, key, every = tiles
+    strip = key * (problem.keys + 1) + every  # both in one number
+    counts = np.empty((len(query), 15), dtype=np.int64)
     for rows in np.unique(query):
         here = np.flatnonzero(query == rows)
-        tiles, inverse = np.unique(key[here], return_inverse=True)
-        counts[here] = _count(question, int(rows), tuple(tiles.tolist()))[inverse]
+        _, first, inverse = np.unique(strip[here], return_index=True, return_inverse=True)
+        kinds = here[first]
+        counts[here] = _count(question, int(rows), tuple(key[kinds].tolist()), tuple(every[kinds].tolist()))[inverse]
     columns = counts.T
-    (ff, fr, eff, efr, nf, sf), (rf, rr, erf, err, nr, sr), width = columns[0:6], columns[6:12], columns[12]
+    (ff, fr, eff, efr, nf, sf, tf), (rf, rr, erf, err, nr, sr, tr) = columns[0:7], columns[7:14]
     return KeyGeometry(
         q_counts,
         q_extents,
@@ -97,8 +104,9 @@ def _masked(
         edges=((eff, efr), (erf, err)),
         nonempty=(nf, nr),
         strip_keys=(sf, sr),
-        width=width,
+        width=columns[14],
         constant_width=None if problem.skips_hidden else problem.keys,
+        strips=(tf, tr),
     )
 
 
@@ -137,10 +145,10 @@ def _every_row_sees_keys(problem: _Question) -> bool:
 
 
 @lru_cache(maxsize=1 << 12)
-def _count(problem: _Question, rows: int, tiles: tuple[int, ...]) -> Ints:
-    """The counts of one height of query tiles, a row for each width of key tiles.
+def _count(problem: _Question, rows: int, tiles: tuple[int, ...], every: tuple[int, ...]) -> Ints:
+    """The counts of one height of query tiles, a row for each width of key tiles and number of them in a strip.
 
-    A row has six counts for full query tiles, six for the ragged one, and the longest strip. Remembered, because the
+    A row has seven counts for full query tiles, seven for the ragged one, and the longest row. Remembered, because the
     kernels and strategies of a search ask for the same ones.
     """
     import numpy as np
@@ -156,7 +164,8 @@ def _count(problem: _Question, rows: int, tiles: tuple[int, ...]) -> Ints:
     last_is_ragged = (trips > 0) & (upper == -(-problem.keys // tile)) & (problem.keys % tile > 0)
     strip = np.where(trips > 0, np.minimum(upper * tile, problem.keys) - lower * tile, 0)
     masked, masked_ragged = _edges(problem, edge, at, lower, upper, tile, last_is_ragged)
-    table = [trips - last_is_ragged, last_is_ragged, masked - masked_ragged, masked_ragged, trips > 0, strip]
+    strips = -(-trips // np.array(every, dtype=np.int64))
+    table = [trips - last_is_ragged, last_is_ragged, masked - masked_ragged, masked_ragged, trips > 0, strip, strips]
     sums = [column.sum(axis=0) for column in table]
     ragged = [column[-1] * (problem.queries % rows > 0) for column in table]
     full = [total - of_last for total, of_last in zip(sums, ragged, strict=True)]

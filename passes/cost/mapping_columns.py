@@ -35,6 +35,8 @@ class Structure:
     total: str = "vector"
     rescales_first: bool = False
     add: str = "array"
+    in_strips: bool = False
+    """Whether an online softmax rescales more seldom than at every key tile."""
 
     @property
     def held(self) -> bool:
@@ -79,6 +81,7 @@ class Columns:
     softmax: Ints
     attend: Ints
     store: Ints
+    rescaled_every: Ints
 
     def take(self, indices: Any) -> Columns:
         """The rows at `indices`."""
@@ -106,6 +109,7 @@ def structure_of(mapping: Mapping) -> Structure:
         mapping.softmax.total,
         mapping.softmax.rescales_first,
         mapping.attend.add,
+        mapping.softmax.rescaled_every > 1,
     )
 
 
@@ -117,7 +121,7 @@ def columns_of(mapping: Mapping) -> Columns:
     numbers = [t.batch, t.kv_head, t.group, t.query, t.key]
     numbers += [k.q_slots, k.k_slots, k.v_slots, k.score_slots, k.output_slots]
     numbers += [logit.fold_rows, logit.fold_columns, attend.fold_rows, attend.fold_columns]
-    numbers += [s.load, s.logit, s.softmax, s.attend, s.store]
+    numbers += [s.load, s.logit, s.softmax, s.attend, s.store, mapping.softmax.rescaled_every]
     return Columns(*(np.array([n], dtype=np.int64) for n in numbers))
 
 
@@ -138,7 +142,15 @@ def mapping_at(problem: AttentionProblem, structure: Structure, columns: Columns
         ),
         ArrayUse(s.logit_stationarity, n["logit_fold_rows"], n["logit_fold_columns"]),  # pyright: ignore[reportArgumentType]
         ArrayUse(s.attend_stationarity, n["attend_fold_rows"], n["attend_fold_columns"], s.add),  # pyright: ignore[reportArgumentType]
-        Softmax(s.algorithm, s.divide, s.maximum, s.exponential, s.total, s.rescales_first),  # pyright: ignore[reportArgumentType]
+        Softmax(
+            s.algorithm,  # pyright: ignore[reportArgumentType]
+            s.divide,  # pyright: ignore[reportArgumentType]
+            s.maximum,  # pyright: ignore[reportArgumentType]
+            s.exponential,  # pyright: ignore[reportArgumentType]
+            s.total,  # pyright: ignore[reportArgumentType]
+            s.rescales_first,
+            n["rescaled_every"],
+        ),
         Stages(n["load"], n["logit"], n["softmax"], n["attend"], n["store"]),
         s.interleave,
     )

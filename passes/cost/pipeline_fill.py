@@ -23,7 +23,8 @@ def fill_cycles(problem: AttentionProblem, accelerator: Accelerator, mapping: Ma
     """Cycles of one tile of a mapping: its loads, products with their skew, vector work and stores, one by one.
 
     A tile is what the pipeline works on in a trip: a query tile with all its keys where whole rows stay on chip,
-    else a query tile with one key tile. K and V that stay on chip for a tile of heads are loaded whole.
+    else a query tile with one key tile, or one strip of them. K and V that stay on chip for a tile of heads are loaded
+    whole.
     """
     t, p = mapping.tiles, problem
     by_rows = mapping.softmax.algorithm == "rows" or p.block is not None
@@ -33,11 +34,12 @@ def fill_cycles(problem: AttentionProblem, accelerator: Accelerator, mapping: Ma
         kv_heads=min(t.kv_head, p.kv_heads),
         group=min(t.group, p.group),
         queries=min(t.query * mapping.interleave, p.queries),
-        keys=p.keys if by_rows else min(t.key, p.keys),
+        keys=p.keys if by_rows else min(t.key * mapping.softmax.rescaled_every, p.keys),
         mask=None,
     )
     structure, columns = structure_of(mapping), columns_of(mapping)
-    counts = count_all(one, accelerator, structure, columns, key_geometry(one, columns.query, columns.key))
+    geometry = key_geometry(one, columns.query, columns.key, columns.rescaled_every)
+    counts = count_all(one, accelerator, structure, columns, geometry)
     beyond = p.keys - one.keys
     loaded, stored = split(counts.tensor_bytes)
     if mapping.keep.k_level != "key" and "k" in loaded:

@@ -45,12 +45,12 @@ class Case:
 def pipeline_times(case: Case) -> list[Any]:
     """For each cycle of waiting, a time below which no latency of a mapping lies.
 
-    Covered are kernels of one loop and of whole rows; where scores are made twice, stay in registers, or have no
-    softmax in their rows, and where query tiles are interleaved, there are none.
+    Covered are kernels of one loop, of strips and of whole rows; where scores are made twice, stay in registers, or
+    have no softmax in their rows, and where query tiles are interleaved, there are none.
     """
     s, p = case.structure, case.problem
-    one_loop = s.algorithm in ("online", "none")
-    if s.held or s.interleave > 1 or s.is_product_rows(p) or not (one_loop or s.algorithm == "rows"):
+    one_loop = s.algorithm in ("online", "none") and not s.in_strips
+    if s.held or s.interleave > 1 or s.is_product_rows(p) or s.algorithm == "streamed":
         return []
     if not one_loop and not every_row_sees_keys(p):
         # A row of no tiles has no product that hands on what it waited for.
@@ -111,6 +111,7 @@ def _shape(case: Case) -> PipelineShape | None:
     late = p.has("softmax") and s.divide == "late"
     return PipelineShape(
         rows=s.algorithm == "rows",
+        strips=s.in_strips,
         has=frozenset(name for name in ("logit", "softmax", "attend") if p.has(name)),
         k_level=s.k_level,
         v_level=s.v_level,
@@ -126,7 +127,7 @@ def _shape(case: Case) -> PipelineShape | None:
 def _merged(steps: tuple[Timed, ...], shape: PipelineShape) -> tuple[Timed, ...]:
     """Steps with loops in the place of pairs of them: all loads of K or of V in a trip, or of V from an attend on."""
     found = dict(steps)
-    if not shape.rows or all(name in found for name in ("V", "A", "Vn")):
+    if not (shape.rows or shape.strips) or all(name in found for name in ("V", "A", "Vn")):
         return steps
     for pair, loop in ((("K", "Kn"), "K*"), (("V", "Vn"), "V*"), (("A", "Vn"), "A*")):
         if all(name in found for name in pair):
@@ -217,7 +218,7 @@ class _StepTimes:
         counts, product = self.case.counts, "logit" if name[0] == "L" else "attend"
         if self.one_loop or name[-1] == "n":
             return counts.awaited_skew[product]
-        return counts.skew[product] / self._key_tiles * (self.case.problem.mask is None)
+        return counts.skew[product] / self._key_tiles * self._full_firsts * (self.case.problem.mask is None)
 
     def _loop(self, name: str) -> Any:
         """The loads of a key loop and the products that they wait for, inside all trips.
@@ -238,7 +239,7 @@ class _StepTimes:
             p = case.problem
             width = c.batch * c.kv_head * c.key * (p.d_v * p.v_bytes)
             missed = missed + width * case.prices.rate(tensor)
-        around = (read + counts.product[product] + counts.skew[product]) / slots - self._rows * missed
+        around = (read + counts.product[product] + counts.skew[product]) / slots - self._trips * missed
         return np.maximum(pair, around)
 
     # --- Shares of the tiles of a row ------------------------------------------------------------------------
@@ -246,6 +247,32 @@ class _StepTimes:
     @cached_property
     def _key_tiles(self) -> Any:
         return ceil_divide(self.case.problem.keys, self.case.columns.key)
+
+    @cached_property
+    def _tiles_in_trip(self) -> Any:
+        """The most key tiles in a trip."""
+        case = self.case
+        return case.columns.rescaled_every if case.structure.in_strips else self._key_tiles
+
+    @cached_property
+    def _trips_of_row(self) -> Any:
+        """How many trips a row has, at the most."""
+        return ceil_divide(self._key_tiles, self._tiles_in_trip)
+
+    @cached_property
+    def _full_firsts(self) -> Any:
+        """How many trips of a row begin with a full key tile, where it visits all."""
+        import numpy as np
+
+        full = self.case.problem.keys // self.case.columns.key
+        return np.maximum(ceil_divide(full, self._tiles_in_trip), 1)
+
+    @cached_property
+    def _full_lasts(self) -> Any:
+        """How many trips of a row end with a full key tile that is not their first, where it visits all."""
+        full, ragged = self.case.problem.keys // self.case.columns.key, self.case.problem.keys % self.case.columns.key
+        whole, left = full // self._tiles_in_trip, full % self._tiles_in_trip
+        return whole * (self._tiles_in_trip > 1) + (left > 1) * (ragged == 0)
 
     @cached_property
     def _is_even(self) -> bool:
@@ -259,25 +286,26 @@ class _StepTimes:
         p, c = self.case.problem, self.case.columns
         if self.one_loop:
             return 1
-        first = np.minimum(c.key / p.keys, 1) if self._is_even else (self._key_tiles == 1) * 1
+        even = np.minimum(c.key * self._full_firsts / p.keys, 1)
+        first = even if self._is_even else (self._key_tiles == 1) * 1
         if name[-1] != "n":
             return first
         if name == "Kn":
             return 1 - first
-        return np.maximum(1 - c.v_slots * first, 0) if self._is_even else first * 0
+        if not self._is_even:
+            return first * 0
+        return np.maximum(1 - c.v_slots * self._trips_of_row * c.key / p.keys, 0)
 
     def _share_of_products(self, name: str) -> Any:
-        """Of the cycles of a row's products: the first, those between, the last; at the least.
+        """Of the cycles of a row's products: the first of each trip, those between, the last; at the least.
 
-        The first tile is full, so it takes at least the mean; the last one does where all are full. What is not known
-        to be of the first or the last is counted between.
+        A full tile takes at least the mean. What is not known to be of the first or the last is counted between.
         """
-        p, c = self.case.problem, self.case.columns
         if self.one_loop:
             return 1
         tiles = self._key_tiles
         if self._is_even:
-            first, last = 1 / tiles, (tiles > 1) * (p.keys % c.key == 0) / tiles
+            first, last = self._full_firsts / tiles, self._full_lasts / tiles
         else:
             first, last = (tiles == 1) * 1, tiles * 0
         if name[-1] == "n":
@@ -300,6 +328,11 @@ class _StepTimes:
         return self._heads * ceil_divide(p.group, c.group) * ceil_divide(p.queries, c.query)
 
     @cached_property
+    def _trips(self) -> Any:
+        """How many trips there are, at the most."""
+        return self._rows * self._trips_of_row
+
+    @cached_property
     def _full_heads(self) -> Any:
         p, c = self.case.problem, self.case.columns
         return (p.batch // c.batch) * (p.kv_heads // c.kv_head)
@@ -313,7 +346,10 @@ class _StepTimes:
 
     def _open(self, gate: str) -> Any:
         """Which mappings have the waits of a gate (see `attention_pipeline`)."""
-        tiles = self._key_tiles
+        tiles, most, slots = self._key_tiles, self._tiles_in_trip, self.case.columns.v_slots
         if self.case.problem.mask is not None:
             return tiles < 0
-        return tiles == 1 if gate == "single" else tiles > self.case.columns.v_slots
+        if gate == "single":
+            return tiles == 1 if self.one_loop else tiles <= most
+        left = tiles % most
+        return (most > slots) & ((left == 0) | (left > slots))

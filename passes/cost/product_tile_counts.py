@@ -51,11 +51,7 @@ class ProductTileCounts(TileKinds):
                     times = count * g.visits[query][key]
                     if not times.any():
                         continue
-                    # A strip waits for the last of its products only, which may be the ragged one.
-                    last = g.nonempty[query] * ((g.k_extents[1] > 0) == key)
-                    if p.mask is not None and p.skips_hidden:
-                        last = last * (key == 0)
-                    waits = count * last if self.structure.algorithm == "rows" else times
+                    waits = count * self._strips_ending_in(query, key) if self.has_strips else times
                     if self.product_rows:
                         waits = times * 0
                     if name == "logit":
@@ -64,8 +60,21 @@ class ProductTileCounts(TileKinds):
                         width = p.d_v + self.structure.sums_in_attend
                         skew = self._product("attend", MatmulTile(batch, m, width, k_extent), times, waits)
                         if self.structure.chains_attends:
-                            later = times - count * g.nonempty[query]
-                            self.rescaling = self.rescaling + skew * later * (later > 0)
+                            # Only the last tile of a row is ragged, and nobody rescales behind it.
+                            later = g.strips[query] - g.nonempty[query] if key == 0 else 0
+                            self.rescaling = self.rescaling + skew * count * later
+
+    def _strips_ending_in(self, query: int, key: int) -> Any:
+        """How many strips end in a full or in a ragged tile: they wait for the last of their products only.
+
+        The last strip of a row may end in the ragged tile. Under a mask it is not known how many do: none is counted.
+        """
+        p, g = self.problem, self.geometry
+        rows, ragged = g.nonempty[query], g.k_extents[1] > 0
+        strips = rows if self.structure.algorithm == "rows" else g.strips[query]
+        if key == 0:
+            return strips - rows * ragged
+        return rows * ragged * (p.mask is None or not p.skips_hidden)
 
     def _logit_tiles(self, query: int) -> list[tuple[Any, Any, int]]:
         """(how many, keys, depth) of the blocks that fill the rows of all query tiles of a kind."""

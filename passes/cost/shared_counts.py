@@ -30,7 +30,7 @@ _WITHOUT_INFLUENCE: dict[Part, tuple[str, ...]] = {
     "vector": ("k_level", "v_level", "logit_stationarity", "attend_stationarity"),
     "transfers": (
         *("divide", "logit_stationarity", "attend_stationarity"),
-        *("maximum", "exponential", "total", "rescales_first", "add"),
+        *("maximum", "exponential", "total", "rescales_first", "add", "in_strips"),
     ),
 }
 """What of a structure a part of the counts does not depend on."""
@@ -97,7 +97,7 @@ class SharedCounts:
         folds: Callable[[str, Structure], tuple[Ints, Ints]],
     ):
         self.problem, self.accelerator, self.tiles, self.folds = problem, accelerator, tiles, folds
-        self.geometry = key_geometry(problem, tiles.query, tiles.key)
+        self.geometry = key_geometry(problem, tiles.query, tiles.key, tiles.rescaled_every)
         self._parts: dict[tuple[Part, Structure], Counts] = {}
 
     def counts(self, structure: Structure, indices: Any = None) -> Counts:

@@ -125,6 +125,8 @@ class TileKinds:
         self.product_rows = structure.is_product_rows(problem)
         self.shares_keys = structure.interleave > 1 and not self.product_rows
         """Whether interleaved query tiles of an online softmax share tiles of K and V."""
+        self.has_strips = structure.algorithm == "rows" or structure.in_strips
+        """Whether the softmax works on several key tiles at a time."""
         self.passes = 2 if structure.algorithm == "streamed" else 1
         """How often scores are made."""
 

@@ -5,6 +5,7 @@ What PEs do of the softmax is counted here too: it is the same work on another u
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from flatc.passes.cost.primitive_costs import (
@@ -102,6 +103,10 @@ class VectorTileCounts(TileKinds):
                 self._held_softmax(count * g.visits[query][key], ScoreTile(batch, m, k_extent))
             self._rescale(count, query, rows)
             return
+        if self.structure.in_strips:
+            self._strips(count, query, rows)
+            self._rescale(count, query, rows)
+            return
         score, out = p.score_bytes, p.probability_bytes
         for key, k_extent in enumerate(g.k_extents):
             times = count * g.visits[query][key]
@@ -120,10 +125,37 @@ class VectorTileCounts(TileKinds):
         if self.structure.algorithm == "online":
             self._rescale(count, query, rows)
 
+    def _strips(self, count: Any, query: int, rows: Any) -> None:
+        """Maximum, exponentials and sum of the strips of a kind of query tiles."""
+        g, score = self.geometry, self.problem.score_bytes
+        width, tiles = self.columns.key * self.columns.rescaled_every, g.q_counts[query] * count
+        kinds: list[tuple[Any, Any, Any]]
+        if g.constant_width is None:
+            # They differ in length under a mask: their total is exact, as it is of row strips.
+            kinds = [(count, count * g.strips[query], g.strip_keys[query])]
+        else:
+            full, left = g.constant_width // width, g.constant_width % width
+            kinds = [(tiles * full, tiles * full, width), (tiles * (left > 0), tiles * (left > 0), left)]
+        for times, strips, keys in kinds:
+            self._strip("row_max_online", times, strips, rows, keys, reads=score, row_reads=score, row_writes=2 * score)
+            sums = not self.structure.sums_in_attend
+            self._strip(
+                "exp_sum_online" if sums else "exp",
+                times,
+                strips,
+                rows,
+                keys,
+                reads=score,
+                writes=self.problem.probability_bytes,
+                row_reads=(3 if sums else 1) * score,
+                row_writes=sums * score,
+                converts=self.problem.converts_probabilities,
+            )
+
     def _rescale(self, count: Any, query: int, rows: Any) -> None:
-        """Rescaling of outputs at every key tile but the first of its rows, and adding products to them."""
+        """Rescaling of outputs at every tile or strip but the first of its rows, and adding products to them."""
         p, g, s = self.problem, self.geometry, self.structure
-        acc, visits = p.accumulator_bytes, count * sum(g.visits[query])
+        acc, visits = p.accumulator_bytes, count * g.strips[query]
         times = visits - count * g.nonempty[query] * (not s.rescales_first)
         width = p.d_v + s.sums_in_attend
         chained, between = s.chains_attends, s.add == "array"
@@ -264,8 +296,9 @@ class VectorTileCounts(TileKinds):
         if rounded:
             cycles = vector_cycles(unit, work, elements, rows) * times
         else:
+            of_rows = vector_cycles(unit, replace(work, per_element=()), 0, rows) * (times if tiles is None else tiles)
             price = sum(getattr(unit.prices, name) for name in work.per_element)
-            cycles = ceil_divide(elements * times, max(unit.lanes, 1)) * price
+            cycles = ceil_divide(elements * times, max(unit.lanes, 1)) * price + of_rows
         if aside:
             self.aside = self.aside + cycles
         else:

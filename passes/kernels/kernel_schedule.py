@@ -1,6 +1,6 @@
 """The loop nest of one kernel: from a problem and a mapping to spatial operations.
 
-Three shapes cover every contiguous part of attention. `source` is a logit product, or a load of scores;
+Four shapes cover every contiguous part of attention. `source` is a logit product, or a load of scores;
 `sink` is an attend product, or a store of the result:
 
     one loop (online softmax, or none)     rows (whole rows on chip)        streamed (rows do not fit)
@@ -10,6 +10,17 @@ Three shapes cover every contiguous part of attention. `source` is a logit produ
         source, mask                         softmax over the rows            for key: source, mask, exp, divide
         max, exp, rescale                    for key: sink                             sink
         sink                                 divide, store                    store
+      divide, store
+
+An online softmax that rescales every few key tiles is the first of these, with strips in the place of tiles and the
+inside of the second, so that scores lie on chip in strips and K and V in tiles:
+
+    for query:
+      load Q
+      for strip stream:
+        for key of the strip: source, mask
+        max, exp, rescale
+        for key of the strip: sink
       divide, store
 
 Products without a softmax can run over whole rows too: see `product_rows`.
@@ -81,5 +92,7 @@ class KernelSchedule(NestBuilder):
             body.rows()
         elif algorithm == "streamed":
             body.streamed()
+        elif self.strip_tiles > 1:
+            body.strips()
         else:
             body.one_loop()

@@ -16,7 +16,7 @@ from xdsl.ir import Attribute, SSAValue
 
 from flatc.dialects.frozen import frozen
 from flatc.dialects.mapping import Mapping
-from flatc.dialects.quasi_affine import Expr, const, maximum, minimum, var
+from flatc.dialects.quasi_affine import Expr, ceildiv, const, maximum, minimum, var
 from flatc.dialects.spatial import (
     Access,
     LoadOp,
@@ -85,7 +85,10 @@ class NestBuilder(Nest):
         self.size = {"batch": p.batch, "kv_head": p.kv_heads, "group": p.group}
         self.size |= {"query": p.queries, "key": p.keys}
         self.trips = {dim: ceil_divide(self.size[dim], self.tile[dim]) for dim in self.size}
+        # So many key tiles make a strip, in a loop of their own inside of that over strips; 1 where there is none.
+        self.strip_tiles = mapping.softmax.rescaled_every
         self.ranges = {dim: (0, trips - 1) for dim, trips in self.trips.items()}
+        self.ranges |= {"strip": (0, ceil_divide(self.trips["key"], self.strip_tiles) - 1)}
         # The query loop is always there: it is the loop that everything else is pipelined in.
         self.outer = [dim for dim in LOOPS if self.trips[dim] > 1 or dim == "query"]
         self._live = live_keys(problem.mask if problem.skips_hidden else None, problem.keys)
@@ -126,21 +129,41 @@ class NestBuilder(Nest):
         lower, upper = self._live.trips(self.tile["key"])
         return self.at_rows(lower), self.at_rows(upper)
 
-    def strip_keys(self) -> Expr:
-        """Keys in a whole row strip: all tiles that the query tile visits."""
+    def strip_range(self) -> tuple[Expr, Expr]:
+        """First trip and one past the last of the key loops at the current place: those of a strip, where there are."""
+        return self._strip_range
+
+    @cached_property
+    def _strip_range(self) -> tuple[Expr, Expr]:
         lower, upper = self.key_range()
+        if self.strip_tiles == 1:
+            return lower, upper
+        first = lower + var("strip") * self.strip_tiles
+        return self.simplified(first), self.simplified(minimum(upper, first + self.strip_tiles))
+
+    def strips(self) -> Expr:
+        """How many strips the key tiles of the current query tile make: none of no tiles."""
+        lower, upper = self.key_range()
+        return self.simplified(ceildiv(upper - lower, self.strip_tiles))
+
+    def strip_keys(self) -> Expr:
+        """Keys in a strip: of all tiles that the query tile visits, or of those of the current strip."""
+        return self._keys_in(*self.strip_range())
+
+    def _keys_in(self, lower: Expr, upper: Expr) -> Expr:
         tile = self.tile["key"]
         keys = minimum(upper * tile, self.size["key"]) - lower * tile
         return self.simplified(maximum(0, keys))
 
     def strip_width(self) -> int:
-        """The most keys a row strip ever holds."""
+        """The most keys a strip ever holds."""
+        tiles = self.size["key"] if self.strip_tiles == 1 else self.strip_tiles * self.tile["key"]
         if self._live.lower.is_constant() and self._live.upper.is_constant():
-            return self.size["key"]
+            return min(tiles, self.size["key"])
         import numpy as np
 
-        widths = self.strip_keys().evaluate({"query": np.arange(self.trips["query"])})
-        return max(1, int(np.max(widths)))
+        widths = self._keys_in(*self.key_range()).evaluate({"query": np.arange(self.trips["query"])})
+        return min(tiles, max(1, int(np.max(widths))))
 
     def heads_extent(self) -> list[Expr]:
         """Extents of batch, kv head and group."""
@@ -161,20 +184,38 @@ class NestBuilder(Nest):
     ) -> SSAValue:
         """A loop over the visible key tiles, from trip `first` on; gives the token of `body` in the last trip.
 
-        That is `init` where there is no trip.
+        That is `init` where there is no trip. Inside of a strip the tiles are those of the strip.
         """
+        lower, upper = self.strip_range()
+        lower = lower if first is None else self.simplified(maximum(lower, first))
+        return self._token_loop("key", lower, upper, body, stream=stream, stage=stage, init=init)
+
+    def strip_loop(self, body: KeyBody) -> SSAValue:
+        """A loop over the strips of the current query tile, one pipeline with the loops around."""
+        return self._token_loop("strip", const(0), self.strips(), body, stream=True, stage=0)
+
+    def _token_loop(
+        self,
+        dim: str,
+        lower: Expr,
+        upper: Expr,
+        body: KeyBody,
+        *,
+        stream: bool,
+        stage: int,
+        init: SSAValue | None = None,
+    ) -> SSAValue:
+        """A loop that hands a token from trip to trip, `init` to the first; gives the last one's."""
         if init is None:
             start = StartOp()
             self.ops.append(start)
             init = start.token
         outside, self.ops = self.ops, []
-        block = self.loop_block("key", tokens=1)
+        block = self.loop_block(dim, tokens=1)
         token = body(block.args[1])
         block.add_ops([*self.ops, YieldOp([token])])
         self.ops = outside
-        del self.loops["key"]
-        lower, upper = self.key_range()
-        lower = lower if first is None else self.simplified(maximum(lower, first))
+        del self.loops[dim]
         loop = make_for(self.loops, lower, upper, block, [init], stream=stream, stage=stage)
         self.ops.append(loop)
         return loop.done[0]

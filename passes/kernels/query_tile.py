@@ -1,4 +1,4 @@
-"""The work on one tile of query rows: source, mask, softmax, sink, in three shapes.
+"""The work on one tile of query rows: source, mask, softmax, sink, in four shapes.
 
 `kernel_schedule` shows the shapes. `source` puts a tile of scores into a buffer (a logit product, or a load); `sink`
 uses a tile of probabilities (an attend product, or a store); what lies between depends on the softmax algorithm.
@@ -27,7 +27,7 @@ from flatc.passes.kernels.score_work import ScoreWork
 
 
 class QueryTile:
-    """The work on one tile of query rows; `kernel_schedule` shows its three shapes."""
+    """The work on one tile of query rows; `kernel_schedule` shows its four shapes."""
 
     def __init__(self, kernel: NestBuilder, score_work: ScoreWork):
         self.kernel, self.score_work = kernel, score_work
@@ -50,7 +50,7 @@ class QueryTile:
         self.q: tuple[SSAValue, SSAValue] | None = None
         self.output: SSAValue | None = None
 
-    # --- The three shapes ---------------------------------------------------------------------------------
+    # --- The four shapes ----------------------------------------------------------------------------------
 
     def one_loop(self) -> None:
         """Online softmax, or no softmax: one pass over the key tiles."""
@@ -112,21 +112,44 @@ class QueryTile:
     def rows(self) -> None:
         """Whole rows of scores on chip: fill them, softmax over them, use them."""
         self._begin(maximum_slots=1, sum_slots=self._depth("softmax", "store"))
+        strip, filled = self._filled_strip()
+        probabilities, ready = self._rows_softmax(strip, self._change_strip(strip, filled))
+        ready = self._scale_strip(probabilities, ready)
+        self._finish(self._use_strip(probabilities, [ready]))
+
+    def strips(self) -> None:
+        """Online softmax that rescales every few key tiles: each strip of them as whole rows are."""
+        self._begin(maximum_slots=1, sum_slots=self._depth("softmax", "store"))
+        self._sink_row(self.stages.softmax)
+
+        def step(carried: SSAValue) -> SSAValue:
+            strip, filled = self._filled_strip()
+            extents = [*self.rows_extent, self.kernel.strip_keys()]
+            ready = self._change_strip(strip, filled)
+            probabilities, ready, correction = self._online_step(Access(strip), ready, extents=extents)
+            ready = self._scale_strip(probabilities.value, ready)
+            rescaled = self._rescale(correction, [ready, carried], self.stages.attend)
+            return self._use_strip(probabilities.value, [ready, rescaled])
+
+        self._finish(self.kernel.strip_loop(step))
+
+    def _filled_strip(self) -> tuple[SSAValue, SSAValue]:
+        """A strip of scores, filled tile by tile; gives (buffer, token of the last)."""
         strip = self._score_buffer("scores", self.kernel.strip_width(), self.types.scores)
 
         def fill(carried: SSAValue) -> SSAValue:
             return self._source(self._strip_window(strip), 0, 0)[1]
 
-        filled = self.kernel.key_loop(fill, stream=False, stage=self.stages.logit)
-        probabilities, ready = self._rows_softmax(strip, self._change_strip(strip, filled))
-        ready = self._scale_strip(probabilities, ready)
+        return strip, self.kernel.key_loop(fill, stream=False, stage=self.stages.logit)
+
+    def _use_strip(self, probabilities: SSAValue, ready: Sequence[SSAValue]) -> SSAValue:
+        """Uses a strip of probabilities tile by tile."""
 
         def use(carried: SSAValue) -> SSAValue:
-            return self._sink(self._strip_window(probabilities), [ready], carried, None, pipelined=False)
+            return self._sink(self._strip_window(probabilities), ready, carried, None, pipelined=False)
 
         stage = self.stages.attend if self.problem.has("attend") else self.stages.store
-        done = self.kernel.key_loop(use, stream=False, stage=stage)
-        self._finish(done)
+        return self.kernel.key_loop(use, stream=False, stage=stage)
 
     def streamed(self) -> None:
         """Two passes over the source: the first finds each row's maximum and sum, the second divides."""
@@ -192,7 +215,7 @@ class QueryTile:
         return self.kernel.buffer(label, slots, self.rows_tile, self.types.scores)
 
     def _strip_window(self, strip: SSAValue) -> Access:
-        lower, _ = self.kernel.key_range()
+        lower, _ = self.kernel.strip_range()
         offset = (var("key") - lower) * self.kernel.tile["key"]
         if self.kernel.trips["key"] == 1:
             offset = const(0)
@@ -313,18 +336,22 @@ class QueryTile:
         return maximum(beyond, lower - start)
 
     def _online_step(
-        self, scores: Access, ready: SSAValue, *, pipelined: bool = True
+        self, scores: Access, ready: SSAValue, *, pipelined: bool = True, extents: Sequence[Expr] | None = None
     ) -> tuple[Access, SSAValue, SSAValue]:
-        """Running maximum, exponentials, running sum; gives probabilities, token and correction."""
+        """Running maximum, exponentials, running sum of a tile, or of a strip, whose extents are given.
+
+        Gives probabilities, token and correction.
+        """
         kernel = self.kernel
         stage = self.stages.softmax if pipelined else 0
         correction = self._row_buffer("correction", self._depth("softmax", "attend") if pipelined else 1)
         maximum = self._at_rows(self.maximum)
-        timed = kernel.timed(self._tile_extents(), [scores, maximum], [maximum, correction], [ready], stage)
+        timed = kernel.timed(extents or self._tile_extents(), [scores, maximum], [maximum, correction], [ready], stage)
         ready = kernel.emit(VectorOp("row_max", timed), "row_max")
         total = not self.sums_in_attend
+        summed = correction if total else None
         probabilities, ready = self._exp(
-            scores, [ready], stage, total=total, final=pipelined, correction=correction if total else None
+            scores, [ready], stage, total=total, final=pipelined, correction=summed, extents=extents
         )
         return probabilities, ready, correction
 
@@ -484,13 +511,14 @@ class QueryTile:
         return self.kernel.buffer("product", slots, [*self.rows_tile, self.width], self.types.accumulator)
 
     def _rescale(self, correction: SSAValue, waits: Sequence[SSAValue], stage: int) -> SSAValue:
-        """Brings earlier outputs to the new maximum; the first tile has none."""
+        """Brings earlier outputs to the new maximum; the first tile or strip has none."""
         kernel = self.kernel
         assert self.output is not None
         extents, output = [*self.rows_extent, const(self.width)], self._at_rows(self.output)
         timed = kernel.timed(extents, [output, correction], [output], waits, stage)
         lower, _ = kernel.key_range()
-        first = var("key") - lower if kernel.trips["key"] > 1 else const(0)
+        first = var("strip") if kernel.strip_tiles > 1 else var("key") - lower
+        first = first if kernel.trips["key"] > 1 else const(0)
         when = None if self.mapping.softmax.rescales_first else first
         return kernel.emit(VectorOp("rescale", replace(timed, when=when)), "rescale")
 

@@ -220,6 +220,7 @@ def structure_of_family(family: Family) -> Structure:
         exponential=place.exponential,
         total=place.total,
         add=place.add,
+        in_strips=family.in_strips,
     )
 
 

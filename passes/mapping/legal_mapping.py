@@ -13,7 +13,7 @@ from itertools import pairwise
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.mapping import DIMS, ArrayUse, Mapping
-from flatc.passes.cost.primitive_costs import MatmulTile, fold_limits, spatial_extents
+from flatc.passes.cost.primitive_costs import MatmulTile, ceil_divide, fold_limits, spatial_extents
 from flatc.passes.kernels.problem import AttentionProblem
 
 
@@ -109,9 +109,11 @@ def _check_values_in_keys(problem: AttentionProblem, mapping: Mapping, kernel: s
         return
     if problem.v_in_k is None:
         raise FlatcError(f"{kernel}: V is no part of K here, and cannot be read out of it", help="keep V at key")
-    if algorithm in ("rows", "streamed") and keep.k_level != "kv_head":
+    in_strips = mapping.softmax.rescaled_every > 1
+    if (algorithm in ("rows", "streamed") or in_strips) and keep.k_level != "kv_head":
         raise FlatcError(
-            f"{kernel}: softmax({algorithm}) is done with a tile of K before it needs V",
+            f"{kernel}: softmax({mapping.softmax.to_text() if in_strips else algorithm}) is done with a tile of K "
+            "before it needs V",
             help="keep K at kv_head, or V at key",
         )
     if mapping.softmax.total == "attend":
@@ -175,8 +177,29 @@ def _check_units(problem: AttentionProblem, mapping: Mapping, accelerator: Accel
         raise FlatcError(f"{kernel}: a sum in attend is a sum of probabilities, and a sink adds to it")
     if softmax.total == "attend" and problem.value_scale is not None:
         raise FlatcError(f"{kernel}: a sum in attend is a sum of scaled probabilities, where values have scales")
+    _check_strips(problem, mapping, kernel)
     if softmax.on_array:
         _check_held(problem, mapping, accelerator, kernel)
+
+
+def _check_strips(problem: AttentionProblem, mapping: Mapping, kernel: str) -> None:
+    """Outputs that are rescaled every few key tiles."""
+    softmax, tiles = mapping.softmax, ceil_divide(problem.keys, mapping.tiles.key)
+    if softmax.rescaled_every == 1:
+        return
+    if softmax.algorithm != "online":
+        raise FlatcError(f"{kernel}: only an online softmax rescales outputs", help="leave 'rescaled every' out")
+    if softmax.rescaled_every > tiles:
+        raise FlatcError(
+            f"{kernel}: outputs are rescaled every {softmax.rescaled_every} tiles of keys, and there are only {tiles}",
+            help="use rows, divide late, to rescale never",
+        )
+    if softmax.on_array or mapping.interleave > 1 or mapping.attend.add == "vector":
+        raise FlatcError(
+            f"{kernel}: where PEs hold scores, query tiles are interleaved or the vector unit adds products, outputs "
+            "are rescaled at every tile of keys",
+            help="leave 'rescaled every' out",
+        )
 
 
 def _check_held(problem: AttentionProblem, mapping: Mapping, accelerator: Accelerator, kernel: str) -> None:

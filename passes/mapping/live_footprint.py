@@ -25,7 +25,8 @@ def live_elements(problem: AttentionProblem, mapping: Mapping) -> int | None:
     rows = heads * tiles.group * tiles.query
     k_rows = problem.keys if keep.k_level == "kv_head" else tiles.key
     v_rows = {"kv_head": problem.keys, "k": 0}.get(keep.v_level, tiles.key)
-    slice_width = problem.keys if mapping.softmax.algorithm == "rows" else tiles.key
+    strip = min(tiles.key * mapping.softmax.rescaled_every, problem.keys)
+    slice_width = problem.keys if mapping.softmax.algorithm == "rows" else strip
     outside = 2 * rows * (problem.d_qk + problem.d_v)
     keyed = 2 * heads * (k_rows * problem.d_qk + v_rows * problem.d_v)
     return outside + keyed + rows * slice_width

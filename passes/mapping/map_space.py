@@ -12,6 +12,9 @@ Tiles come from stated finite sets, so that "best" has a meaning:
                  (`auto`); `in turn`: one set of scores, array and vector unit alternate; `single`: no second slot
                  anywhere
     row sums     on the vector unit, or a column of ones beside V (`auto`, overlapped)
+    strips       an online softmax may work on r key tiles at a time: r = 2, 3, 4, 6, 8, 12, ..., of tiles of 1, 2, 4 or
+                 8 times the array's side, K and V streamed, one kv head in a tile, overlapped; what the two rules of
+                 `strip_space` leave
     PEs          where they can do max, exp and add: all softmax work of scores on tiles in their registers, 1, 3 or 5
                  tiles between logit and attend and loads 1, 2 or 4 tiles ahead, products added on the vector unit, K
                  and V at the same level (`auto`)
@@ -38,6 +41,7 @@ MULTIPLES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 MOST_BALANCED = 16
 MOST_HEADS_IN_A_TILE = 64
 MOST_MASKED_QUERY_TILES = 16384
+STRIP_MULTIPLES = (1, 2, 4, 8)
 
 
 @frozen
@@ -113,6 +117,8 @@ class Family:
     v_level: str
     pipelining: Pipelining
     placement: Placement = ON_VECTOR
+    in_strips: bool = False
+    """Whether an online softmax works on several key tiles at a time."""
 
     @property
     def held(self) -> bool:
@@ -139,6 +145,17 @@ def families(problem: AttentionProblem, strategy: str, accelerator: Accelerator 
                         one_head = pipelining == OVERLAPPED and strategy == "auto" and problem.has("logit")
                         if one_head and "kv_head" in (k_level, v_level):
                             yield Family(algorithm, divide, k_level, v_level, ONE_HEAD, placement)
+
+
+def strip_families(problem: AttentionProblem, strategy: str) -> Iterator[Family]:
+    """The families of a strategy whose softmax works on several key tiles at a time."""
+    whole = all(problem.has(stage) for stage in ("logit", "softmax", "attend"))
+    if not whole or "online" not in _algorithms(problem, strategy):
+        return
+    for placement, found in _placements(problem, strategy, None, "online", "late"):
+        for pipelining in found:
+            if pipelining in (OVERLAPPED, WITH_A_SPARE):
+                yield Family("online", "late", "key", "key", pipelining, placement, in_strips=True)
 
 
 def _placements(
@@ -232,7 +249,30 @@ def tiles(problem: AttentionProblem, accelerator: Accelerator, strategy: str) ->
     keys = np.array(_key_tiles(problem, accelerator), dtype=np.int64)
     which, query, key = (grid.reshape(-1) for grid in np.meshgrid(np.arange(len(heads)), queries, keys, indexing="ij"))
     batch, kv_head, group = heads[which].T
-    return Columns(batch, kv_head, group, query, key, *[np.ones_like(query)] * 14)
+    return Columns(batch, kv_head, group, query, key, *[np.ones_like(query)] * 15)
+
+
+def strip_lengths(most: int) -> list[int]:
+    """How many key tiles may make a strip; each but the first is twice another one, or 3."""
+    return sorted({times << power for power in range(most.bit_length()) for times in (1, 3) if times << power <= most})
+
+
+def strips(problem: AttentionProblem, accelerator: Accelerator, strategy: str) -> Columns:
+    """Tiles as `tiles` has them, with how many of them make a strip, which is shorter than a row; 1 is among these.
+
+    Strips of the same tiles are neighbours, the shorter first.
+    """
+    import numpy as np
+
+    side, keys = accelerator.array.columns, problem.keys
+    widths = [side * times for times in STRIP_MULTIPLES if is_whole_pages(side * times, keys, problem.block)]
+    pairs = [(key, every) for key in widths for every in strip_lengths((keys - 1) // key)]
+    groups, queries = _divisors(problem.group), _query_tiles(problem, accelerator, strategy)
+    grids = np.meshgrid(np.array(groups), np.array(queries), np.arange(len(pairs)), indexing="ij")
+    group, query, which = (grid.reshape(-1).astype(np.int64) for grid in grids)
+    key, every = np.array(pairs, dtype=np.int64).reshape(-1, 2)[which].T
+    one = np.ones_like(group)
+    return replace(Columns(one, one, group, query, key, *[one] * 15), rescaled_every=every)
 
 
 def columns(tiles: Columns, family: Family) -> Columns:

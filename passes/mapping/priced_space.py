@@ -15,7 +15,7 @@ slots and stages beats; if it comes behind the one to be beaten, its mappings ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -58,35 +58,54 @@ class PricedSpace:
     """The map space of one strategy, with what its families share: tiles, and the counts of tiles.
 
     `tiles` are those that fit the machine in some family, as only they are counted; each family has `size` mappings
-    with those that fit in none. `priced` counts closed forms that were evaluated.
+    with those that fit in none. `priced` counts closed forms that were evaluated. `strip_space` has tiles and families
+    of its own.
     """
 
-    def __init__(self, problem: AttentionProblem, accelerator: Accelerator, strategy: str, objective: Objective):
+    def __init__(
+        self,
+        problem: AttentionProblem,
+        accelerator: Accelerator,
+        strategy: str,
+        objective: Objective,
+        every: Columns | None = None,
+        all_families: Iterable[Family] | None = None,
+    ):
         import numpy as np
 
         self.problem, self.accelerator = problem, accelerator
         self.strategy = strategy
         self.objective: Objective = objective
-        every = tiles(problem, accelerator, strategy)
+        every = tiles(problem, accelerator, strategy) if every is None else every
         self.size = every.size
-        geometry = key_geometry(problem, every.query, every.key)
-        rooms = [
-            _Room.of(problem, accelerator, family, every, geometry)
-            for family in families(problem, strategy, accelerator)
-        ]
-        somewhere = np.flatnonzero(np.logical_or.reduce([room.fits for room in rooms]))
+        rooms = self._rooms(every, families(problem, strategy, accelerator) if all_families is None else all_families)
+        somewhere = self._with_kin(every, np.flatnonzero(np.logical_or.reduce([room.fits for room in rooms])))
         # A space without any tiles would have no geometry: where nothing fits, one that does not will do.
         kept = somewhere if somewhere.size else np.array([0])
         self.tiles = every.take(kept)
         self.priced = 0
         self.visited = _tiles_visited(problem, self.tiles)
         self.array = ArrayUses(problem, accelerator, self.tiles, objective)
-        self.families = [Candidates(self, room.take(kept)) for room in rooms]
+        self.families = [self._candidates(room, kept) for room in rooms]
         """The mappings of every family that fit the machine."""
+
+    def _rooms(self, every: Columns, families: Iterable[Family]) -> list[Room]:
+        """What the tiles take on chip in each family."""
+        problem, accelerator = self.problem, self.accelerator
+        geometry = key_geometry(problem, every.query, every.key, every.rescaled_every)
+        return [Room.of(problem, accelerator, family, every, geometry) for family in families]
+
+    def _with_kin(self, every: Columns, chosen: Ints) -> Ints:
+        """Which tiles are counted, to judge the chosen ones."""
+        return chosen
+
+    def _candidates(self, room: Room, rows: Ints) -> Candidates:
+        """The mappings of a family, of those tiles that are counted."""
+        return Candidates(self, room.take(rows))
 
 
 @frozen
-class _Room:
+class Room:
     """What the tiles of a family take on chip, and which of them fit; `least_bytes` is the least that any takes."""
 
     family: Family
@@ -102,7 +121,7 @@ class _Room:
         family: Family,
         tiles: Columns,
         geometry: KeyGeometry,
-    ) -> _Room:
+    ) -> Room:
         """The room that tiles take."""
         structure, column = structure_of_family(family), columns(tiles, family)
         peak = peak_buffer_bytes(problem, structure, column, geometry)
@@ -111,7 +130,7 @@ class _Room:
             fits &= register_bytes_per_pe(problem, structure, column, accelerator.array) <= room
         return cls(family, peak, fits, int(peak.min()))
 
-    def take(self, indices: Ints) -> _Room:
+    def take(self, indices: Ints) -> Room:
         """The room of some of the tiles."""
         return replace(self, peak=self.peak[indices], fits=self.fits[indices])
 
@@ -119,7 +138,7 @@ class _Room:
 class Candidates:
     """The mappings of one family that fit the machine: some tiles, with each use of the array that is not dominated."""
 
-    def __init__(self, space: PricedSpace, room: _Room):
+    def __init__(self, space: PricedSpace, room: Room):
         import numpy as np
 
         self.space, self.family = space, room.family

@@ -27,6 +27,7 @@ from flatc.dialects.mapping import Mapping
 from flatc.passes.kernels.problem import AttentionProblem
 from flatc.passes.mapping.priced_space import Candidates, Priced, PricedSpace
 from flatc.passes.mapping.ranking import OBJECTIVES, Objective, Ranking, latency_of, with_latency
+from flatc.passes.mapping.strip_space import strip_spaces
 
 STRATEGIES = ("unfused", "flat-m", "flat-b", "flat-h", "flat-r", "flat", "online", "auto")
 """`unfused`: one kernel per operator. `flat-*`: FLAT's granularities; `flat`: the best of them. `online`: online
@@ -153,7 +154,7 @@ def find_mappings(
     every = spaces(problem, accelerator, strategy, objective, kernel=kernel)
     fitting = [(space, candidates) for space in every for candidates in space.families if candidates.size]
     kin, best = _first([candidates for _, candidates in fitting], objective)
-    choice = replace(_made(fitting[kin][0].strategy, kin, best), **_counts(fitting))
+    choice = replace(_made(fitting[kin][0].strategy, kin, best), **_counts(every, fitting))
     return _SpaceChoices(choice, fitting)
 
 
@@ -175,9 +176,8 @@ def _first(families: Sequence[Candidates], objective: Objective) -> tuple[int, P
     return best
 
 
-def _counts(fitting: Sequence[tuple[PricedSpace, Candidates]]) -> dict[str, int]:
+def _counts(searched: Sequence[PricedSpace], fitting: Sequence[tuple[PricedSpace, Candidates]]) -> dict[str, int]:
     """The numbers of what was looked at."""
-    searched = {id(space): space for space, _ in fitting}.values()
     return {
         "covered": sum(space.size * len(space.families) for space in searched),
         "legal": sum(candidates.size for _, candidates in fitting),
@@ -193,6 +193,7 @@ def spaces(
     check_strategy(strategy, objective)
     _check_machine(problem, accelerator, kernel)
     found = [PricedSpace(problem, accelerator, part, objective) for part in _PARTS.get(strategy, (strategy,))]
+    found += strip_spaces(problem, accelerator, strategy, objective)
     families = [candidates for space in found for candidates in space.families]
     if not any(candidates.size for candidates in families):
         raise _nothing_fits(accelerator, strategy, kernel, min(candidates.least_bytes for candidates in families))

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from typing_extensions import override
 from xdsl.ir import SSAValue
 
 from flatc.dialects.frozen import frozen
@@ -209,6 +210,7 @@ class ScriptWriter:
         self._spend = spend
         self._pipelines: dict[tuple[object, ...], _Pipeline] = {}
         self._stretches: dict[tuple[Piece, ...], Stretch] = {}
+        self._runs: dict[_Run, list[_Written]] = {}
 
     def write(self) -> Script:
         """The script of the whole kernel."""
@@ -259,7 +261,27 @@ class ScriptWriter:
     def run_loop(
         self, out: _Out, loop: ForOp, outside: Surroundings, series: Series, results: tuple[int | None, ...]
     ) -> None:
-        """A loop that runs as a whole, until its last trip has left its last stage."""
+        """A loop that runs as a whole, until its last trip has left its last stage.
+
+        What it writes is the same wherever it stands in the same surroundings, so it is written once.
+        """
+        run = loop, outside.key(), series, results
+        written = self._runs.get(run)
+        if written is None:
+            copy = _Copying(out)
+            self._run_loop(copy, loop, outside, series, results)
+            self._runs[run] = copy.written
+            return
+        self._spend(1)
+        for one in written:
+            if isinstance(one, Piece):
+                out.piece(one)
+            else:
+                out.item(one)
+
+    def _run_loop(
+        self, out: _Out, loop: ForOp, outside: Surroundings, series: Series, results: tuple[int | None, ...]
+    ) -> None:
         key = (loop, outside.key())
         pipeline = self._pipelines.get(key)
         if pipeline is None:
@@ -363,3 +385,27 @@ class _Out:
         if self._pieces:
             self.script.items.append(self._writer.stretch(tuple(self._pieces)))
             self._pieces = []
+
+
+_Written = Piece | Stretch | Power | Repeat
+
+_Run = tuple[ForOp, tuple[object, ...], Series, tuple[int | None, ...]]
+"""A loop, its surroundings, its trips, and the registers of its results."""
+
+
+class _Copying(_Out):
+    """Hands on what is written, and keeps it."""
+
+    def __init__(self, out: _Out):
+        self._out = out
+        self.written: list[_Written] = []
+
+    @override
+    def piece(self, piece: Piece) -> None:
+        self.written.append(piece)
+        self._out.piece(piece)
+
+    @override
+    def item(self, item: Stretch | Power | Repeat) -> None:
+        self.written.append(item)
+        self._out.item(item)

@@ -64,7 +64,7 @@ def mappings() -> st.SearchStrategy[Mapping]:
         st.builds(Keep, *[slots] * 5, levels, levels),
         use,
         use,
-        st.builds(Softmax, algorithm, divide, unit, unit, st.sampled_from(get_args(RowSum)), st.booleans()),
+        st.builds(Softmax, algorithm, divide, unit, unit, st.sampled_from(get_args(RowSum)), st.booleans(), counts),
         st.builds(Stages, *[stages] * 5),
         counts,
     )
@@ -94,6 +94,15 @@ def test_units_are_said_where_a_machine_leaves_the_choice():
         parse(TEXT.replace("divide late", "divide late, max on array, max on vector"))
     with pytest.raises(ParseError, match="unknown unit 'attend': expected one of vector, array"):
         parse(TEXT.replace("divide late", "divide late, max on attend"))
+
+
+def test_how_seldom_outputs_are_rescaled_is_said_where_it_is_not_at_every_tile():
+    assert "rescaled" not in MAPPING.to_text()
+    text = TEXT.replace("divide late", "divide late, rescaled every 8")
+    assert parse(text) == replace(MAPPING, softmax=Softmax("online", "late", rescaled_every=8))
+    assert parse(text.replace("every 8", "every 1")) == MAPPING
+    with pytest.raises(ParseError, match="softmax: rescaled every must be at least 1, got 0"):
+        parse(text.replace("every 8", "every 0"))
 
 
 @settings(deadline=None)

@@ -61,6 +61,7 @@ CHOICES = [
     Choice("online", tiles=WIDE, levels=("kv_head", "key"), stages=(0, 1, 2, 3, 4), slots=(5, 5, 5, 5, 5)),
     Choice("online", tiles=ODD, stages=(0, 0, 0, 0, 0), slots=(1, 1, 1, 1, 1)),
     Choice("online", tiles=WHOLE),
+    Choice("online", tiles=replace(ODD, key=2), rescaled_every=3),
     Choice("rows", "late", tiles=ODD),
     Choice("rows", "early", tiles=WIDE, levels=("key", "kv_head"), stages=(0, 1, 2, 3, 4), slots=(5, 5, 5, 5, 5)),
     Choice("rows", "early", tiles=WHOLE),
@@ -248,7 +249,8 @@ TILES = st.builds(Tiles, sizes(2), sizes(2), sizes(3), sizes(12), sizes(12), st.
 @st.composite
 def choices(draw: st.DrawFn) -> Choice:
     algorithm, divide = draw(SOFTMAX)
-    return Choice(algorithm, divide, draw(TILES), draw(STAGES), draw(SLOTS), (draw(LEVEL), draw(LEVEL)))
+    levels = draw(LEVEL), draw(LEVEL)
+    return Choice(algorithm, divide, draw(TILES), draw(STAGES), draw(SLOTS), levels, draw(st.sampled_from([1, 2, 3])))
 
 
 def holds_the_promise(case: tuple[Shape, str], choice: Choice, groups: tuple[str, ...], channels: str) -> bool:

@@ -46,7 +46,7 @@ def problem_of(graph: Graph) -> AttentionProblem:
 
 def expected(problem: AttentionProblem, mapping: Mapping, accelerator: Accelerator = EDGE) -> float:
     structure, columns = structure_of(mapping), columns_of(mapping)
-    geometry = key_geometry(problem, columns.query, columns.key)
+    geometry = key_geometry(problem, columns.query, columns.key, columns.rescaled_every)
     counts = count_all(problem, accelerator, structure, columns, geometry)
     form = evaluate_mapping(problem, accelerator, mapping)
     case = Case(problem, accelerator, structure, columns, counts)

@@ -39,9 +39,9 @@ def problem(queries: int, keys: int, mask: Mask | None, stages: tuple[str, ...] 
     )
 
 
-def geometry(problem: AttentionProblem, rows: int, tile: int) -> KeyGeometry:
+def geometry(problem: AttentionProblem, rows: int, tile: int, every: int = 1) -> KeyGeometry:
     """The geometry of one mapping."""
-    return key_geometry(problem, np.array([rows]), np.array([tile]))
+    return key_geometry(problem, np.array([rows]), np.array([tile]), np.array([every]))
 
 
 def pairs(table: tuple[tuple[Any, Any], tuple[Any, Any]]) -> dict[tuple[bool, bool], int]:
@@ -59,6 +59,7 @@ class Counts:
     nonempty: int
     strip_keys: int
     width: int
+    strips: int = 0
 
 
 def visibility(queries: int, keys: int, mask: Mask | None) -> NDArray[np.bool_]:
@@ -75,8 +76,8 @@ def wholly_visible(queries: int, keys: int, mask: Mask, rows: int, tile: int) ->
     return sum(bool(visible[q : q + rows, k : k + tile].all()) for q, k in starts)
 
 
-def looked_at(problem: AttentionProblem, rows: int, tile: int) -> Counts:
-    """Goes through every query tile and every key tile of it."""
+def looked_at(problem: AttentionProblem, rows: int, tile: int, every: int = 1) -> Counts:
+    """Goes through every query tile and every key tile of it, `every` so many of which are a strip."""
     visible = visibility(problem.queries, problem.keys, problem.mask)
     kinds = [(q, k) for q in (False, True) for k in (False, True)]
     counts = Counts(dict.fromkeys(kinds, 0), dict.fromkeys(kinds, 0), 0, 0, 0, 1)
@@ -89,6 +90,7 @@ def looked_at(problem: AttentionProblem, rows: int, tile: int) -> Counts:
         strip = sum(tiles[i].shape[1] for i in visited)
         counts.nonempty += len(visited) > 0
         counts.strip_keys += strip
+        counts.strips += len(visited[::every])
         counts.width = max(counts.width, strip)
         for i in visited:
             kind = (len(band) < rows, tiles[i].shape[1] < tile)
@@ -116,12 +118,13 @@ def cases(draw: st.DrawFn, *, sinks: bool = False) -> tuple[int, int, Mask]:
     return queries, keys, draw(st.sampled_from(masks))
 
 
-@given(sizes, sizes, extents, extents)
+@given(sizes, sizes, extents, extents, st.integers(1, 5))
 def test_without_a_mask_every_pair_of_tiles_is_visited_and_none_is_masked(
-    queries: int, keys: int, rows: int, tile: int
+    queries: int, keys: int, rows: int, tile: int, every: int
 ):
     asked = problem(queries, keys, None)
-    found, expected = geometry(asked, rows, tile), looked_at(asked, rows, tile)
+    found, expected = geometry(asked, rows, tile, every), looked_at(asked, rows, tile, every)
+    assert sum(int(np.sum(n)) for n in found.strips) == expected.strips
     assert pairs(found.visits) == expected.visits
     assert not any(pairs(found.edges).values())
     assert sum(int(np.sum(n)) for n in found.strip_keys) == expected.strip_keys
@@ -129,13 +132,14 @@ def test_without_a_mask_every_pair_of_tiles_is_visited_and_none_is_masked(
 
 
 @settings(max_examples=200)
-@given(cases(), extents, extents)
+@given(cases(), extents, extents, st.integers(1, 5))
 def test_a_masked_row_tile_visits_the_tiles_it_sees_and_masks_those_with_hidden_keys(
-    case: tuple[int, int, Mask], rows: int, tile: int
+    case: tuple[int, int, Mask], rows: int, tile: int, every: int
 ):
     queries, keys, mask = case
     asked = problem(queries, keys, mask)
-    found, expected = geometry(asked, rows, tile), looked_at(asked, rows, tile)
+    found, expected = geometry(asked, rows, tile, every), looked_at(asked, rows, tile, every)
+    assert sum(int(np.sum(n)) for n in found.strips) == expected.strips
     assert pairs(found.visits) == expected.visits
     assert pairs(found.edges) == expected.edges
     assert sum(int(np.sum(n)) for n in found.nonempty) == expected.nonempty
@@ -218,10 +222,12 @@ def test_a_column_of_mappings_is_counted_row_by_row(mask: Mask | None):
     """Mappings share their counts when their tiles are the same, in any order."""
     asked = problem(23, 26, mask)
     rows, tiles = np.array([5, 23, 1, 5, 8]), np.array([7, 26, 1, 7, 13])
-    together = key_geometry(asked, rows, tiles)
+    every = np.array([2, 1, 3, 1, 2])
+    together = key_geometry(asked, rows, tiles, every)
     for i, (r, t) in enumerate(zip(rows, tiles, strict=True)):
-        alone = geometry(asked, int(r), int(t))
+        alone = geometry(asked, int(r), int(t), int(every[i]))
         for q in (0, 1):
             assert [int(n[i]) for n in together.visits[q]] == [int(n.item()) for n in alone.visits[q]]
             assert [int(n[i]) for n in together.edges[q]] == [int(n.item()) for n in alone.edges[q]]
             assert int(together.strip_keys[q][i]) == int(alone.strip_keys[q].item())
+            assert int(together.strips[q][i]) == int(alone.strips[q].item())

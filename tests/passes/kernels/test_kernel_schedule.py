@@ -1,4 +1,4 @@
-"""The loop nest of a kernel: its three shapes, what stays on chip, and which tiles a mask leaves.
+"""The loop nest of a kernel: its four shapes, what stays on chip, and which tiles a mask leaves.
 
 Numbers are tested in the interpreter's tests; here it is what is executed, and how often.
 """
@@ -43,7 +43,7 @@ def nest(module: ModuleOp) -> list[str]:
     return found
 
 
-# --- The three shapes ---------------------------------------------------------------------------------
+# --- The four shapes ----------------------------------------------------------------------------------
 
 SHAPE = Shape(queries=13, keys=11)
 
@@ -92,6 +92,42 @@ def test_streamed_goes_twice_over_the_keys():
         "query/key/attend",
         "query/store",
     ]
+
+
+def in_strips(every: int, mask: MaskExpr | None = None, shape: Shape = SHAPE) -> ModuleOp:
+    """A schedule that rescales every so many tiles."""
+    return lower(attention(shape, mask), Choice(tiles=TILES, rescaled_every=every))
+
+
+def test_an_online_softmax_that_rescales_every_few_tiles_works_on_strips_of_them():
+    """Scores lie on chip in strips, K and V in tiles."""
+    assert nest(in_strips(2)) == [
+        "query/load_q",
+        "query/strip/key/load_k",
+        "query/strip/key/logit",
+        "query/strip/row_max",
+        "query/strip/exp",
+        "query/strip/rescale",
+        "query/strip/key/load_v",
+        "query/strip/key/attend",
+        "query/divide",
+        "query/store",
+    ]
+    widths = {b.label.data: b.type.dims[-2:] for b in kernels_of(in_strips(2))[0].buffers()}
+    assert (widths["K"], widths["scores"]) == ((4, 4), (5, 8))
+
+
+def test_the_mask_leaves_strips_as_it_leaves_tiles():
+    """Rows up to 4, 9 and 12 see 2, 3 and 4 tiles of 4 keys, of which 3 make a strip."""
+    module = in_strips(3, causal(), Shape(queries=13, keys=13))
+    met: Counter[tuple[str, int]] = Counter()
+    for event in walk(kernels_of(module)[0]):
+        event.complete(None)
+        (query,) = (value for index, value in event.frame.indices.items() if index.name_hint == "query")
+        met[name_of(event.op), query] += event.active()
+    assert [met["logit", query] for query in range(3)] == [met["attend", query] for query in range(3)] == [2, 3, 4]
+    assert [met["row_max", query] for query in range(3)] == [1, 1, 2]
+    assert [met["rescale", query] for query in range(3)] == [0, 0, 1]
 
 
 def test_dividing_late_moves_the_division_to_the_outputs():

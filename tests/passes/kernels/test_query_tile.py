@@ -51,7 +51,13 @@ class Placed(Choice):
     def mapping(self, problem: AttentionProblem) -> Mapping:
         found = super().mapping(problem)
         parts = 1 if problem.mask else min(self.parts, -(-problem.queries // found.tiles.query))
-        return replace(found, softmax=self.softmax, attend=self.attend, interleave=parts)
+        every = min(self.softmax.rescaled_every, -(-problem.keys // found.tiles.key))
+        softmax = replace(self.softmax, rescaled_every=every)
+        return replace(found, softmax=softmax, attend=self.attend, interleave=parts)
+
+
+STRIP_TILES = Tiles(1, 1, 2, 5, 2, FULL, FULL)
+"""Tiles of so few keys that the shapes below have several strips of them."""
 
 
 def placements() -> list[Placed]:
@@ -61,7 +67,9 @@ def placements() -> list[Placed]:
         softmax = Softmax("online", "late", *units, rescales_first=i % 3 == 0)  # pyright: ignore[reportArgumentType]
         found.append(Placed(softmax=softmax, attend=ArrayUse("input", add=("array", "vector")[i % 2]), parts=1 + i % 3))
     rows = Softmax("rows", "late", total="attend")
-    return [*found, Placed("rows", softmax=rows, attend=ArrayUse("weight"))]
+    strips = Placed(softmax=Softmax("online", rescaled_every=2), tiles=STRIP_TILES)
+    ones = replace(strips, softmax=Softmax("online", total="attend", rescales_first=True, rescaled_every=3))
+    return [*found, Placed("rows", softmax=rows, attend=ArrayUse("weight")), strips, ones]
 
 
 SHAPES = (Shape(2, 4, 2, 7, 11, 3, 5), Shape(1, 1, 1, 9, 4, 5, 3), Shape(1, 2, 1, 1, 3, 2, 2))

@@ -143,7 +143,8 @@ def random_choice(rng: random.Random) -> Choice:
     )
     stages = rng.choice([(0, 0, 0, 0, 0), (0, 0, 0, 1, 2), (0, 0, 1, 1, 2), (0, 1, 2, 3, 4)])
     levels = rng.choice([("key", "key"), ("kv_head", "key"), ("kv_head", "kv_head")])
-    return Choice(algorithm, divide, tiles, stages, (5, 5, 5, 5, 5), levels)  # pyright: ignore[reportArgumentType]
+    every = rng.choice([1, 1, 2, 3])
+    return Choice(algorithm, divide, tiles, stages, (5, 5, 5, 5, 5), levels, every)  # pyright: ignore[reportArgumentType]
 
 
 def random_shape(rng: random.Random) -> Shape:

@@ -160,6 +160,33 @@ def test_work_is_placed_where_it_makes_sense(mapping: Mapping, expected: str):
     assert expected in message(mapping, machine=load("fusemax"))
 
 
+IN_STRIPS = edited("softmax", rescaled_every=5)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "expected"),
+    [
+        (edited("softmax", rescaled_every=6), "rescaled every 6 tiles of keys, and there are only 5"),
+        (edited("softmax", algorithm="rows", rescaled_every=2), "only an online softmax rescales outputs"),
+        (replace(IN_STRIPS, interleave=2), "outputs are rescaled at every tile of keys"),
+        (replace(IN_STRIPS, attend=ArrayUse("output", add="vector")), "outputs are rescaled at every tile of keys"),
+        (replace(HELD, softmax=replace(HELD.softmax, rescaled_every=2)), "outputs are rescaled at every tile of keys"),
+    ],
+)
+def test_an_online_softmax_may_rescale_every_few_tiles(mapping: Mapping, expected: str):
+    """200 keys are five tiles of 48."""
+    check_mapping(PROBLEM, IN_STRIPS, load("edge"), "kernel")
+    assert expected in message(mapping, machine=load("fusemax"))
+
+
+def test_values_in_keys_are_gone_when_a_strip_needs_them():
+    """Unless K stays on chip for all of the strips."""
+    problem, keep = replace(PROBLEM, v_in_k=0), replace(MAPPING.keep, v_level="k")
+    with pytest.raises(FlatcError, match="is done with a tile of K before it needs V"):
+        check_mapping(problem, replace(IN_STRIPS, keep=keep), load("edge"), "kernel")
+    check_mapping(problem, replace(IN_STRIPS, keep=replace(keep, k_level="kv_head")), load("edge"), "kernel")
+
+
 def test_query_tiles_of_a_masked_softmax_are_not_interleaved():
     assert "without a mask" in message(replace(MAPPING, interleave=2), ("logit", "mask", "softmax", "attend"))
     check_mapping(PROBLEM, replace(MAPPING, interleave=2), load("edge"), "kernel")

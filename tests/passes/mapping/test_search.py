@@ -16,14 +16,15 @@ from flatc.builder import MaskExpr, causal, first, window
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.flat import FusedOp, MappingAttr
-from flatc.dialects.mapping import ArrayUse, Mapping, Stationarity
+from flatc.dialects.mapping import ArrayUse, Mapping, Softmax, Stationarity
 from flatc.passes.cost.closed_form import evaluate_mapping
 from flatc.passes.cost.mapping_columns import Structure, mapping_at
 from flatc.passes.cost.primitive_costs import fold_limits, spatial_extents
 from flatc.passes.kernels.problem import AttentionProblem, match_kernel
 from flatc.passes.mapping.legal_mapping import check_mapping, product_tile
-from flatc.passes.mapping.map_space import columns, families, tiles
+from flatc.passes.mapping.map_space import columns, families, strip_families, strips, tiles
 from flatc.passes.mapping.search import OBJECTIVES, Objective, find_mapping, find_mappings
+from flatc.passes.mapping.strip_space import FAR, FEWEST_STRIPS
 from flatc.passes.simulation.simulator import peak_buffer_bytes
 from tests.support import UNFUSED, Shape, attention, fused, lower_mapped, schedule
 
@@ -76,6 +77,7 @@ QUESTIONS = [
     Question("flat", Shape(queries=2, keys=3, d_qk=9, d_v=2), capacity=300),
     Question("online", Shape(queries=5, keys=3, d_qk=8, d_v=5)),
     Question("online", SMALL, "sinks", capacity=400),
+    Question("online", Shape(queries=2, keys=9, d_qk=3, d_v=6), capacity=350),
     Question("auto", Shape(queries=2, keys=3, d_qk=5, d_v=5)),
     Question("unfused", SMALL, part="logit"),
     Question("unfused", SMALL, "causal", part="mask+softmax"),
@@ -126,15 +128,45 @@ def rankings(
     return found
 
 
+def strips_of(problem: AttentionProblem, accelerator: Accelerator, strategy: str) -> Iterator[Mapping]:
+    """Strips of several key tiles, in the same way."""
+    column = strips(problem, accelerator, strategy)
+    for family in strip_families(problem, strategy):
+        places = (family.k_level, family.v_level, "output", "output")
+        structure = Structure(family.algorithm, family.divide, *places, **vars(family.placement), in_strips=True)
+        found = (mapping_at(problem, structure, columns(column, family), i) for i in range(column.size))
+        yield from (mapping for mapping in found if mapping.softmax.rescaled_every > 1)
+
+
+def is_left(problem: AttentionProblem, accelerator: Accelerator, strip: Mapping) -> bool:
+    """Whether a strip is left by the two rules of `strip_space`."""
+    every, key = strip.softmax.rescaled_every, strip.tiles.key
+    masked, capacity = problem.mask is not None, accelerator.buffer.capacity_bytes
+    tile = replace(strip, tiles=replace(strip.tiles, key=key * every), softmax=Softmax("online"))
+    piece = replace(strip, softmax=Softmax("rows")) if masked else tile
+    if evaluate_mapping(problem, accelerator, piece).peak_buffer_bytes[0] <= capacity:
+        return False
+    uses = product(*(array_uses(problem, accelerator, strip, name) for name in ("logit", "attend")))
+    busy = [evaluate_mapping(problem, accelerator, replace(strip, logit=a, attend=b)).busy_cycles for a, b in uses]
+    others = min(max(float(time[0]) for name, time in one.items() if name != "vector") for one in busy)
+    if masked:
+        return busy[0]["vector"][0] > FAR * others and problem.keys >= FEWEST_STRIPS * every * key
+    half = replace(strip, softmax=replace(strip.softmax, rescaled_every=every // 2))
+    return evaluate_mapping(problem, accelerator, half).busy_cycles["vector"][0] > others
+
+
 @cache
 def tried(question: Question) -> tuple[int, int, dict[Objective, tuple[float, ...]]]:
     """(mappings, mappings that fit, the best ranking by objective), from evaluating every mapping alone."""
     problem, accelerator = question.problem, machine(question.capacity)
     covered = legal = 0
     best: dict[Objective, tuple[float, ...]] = {}
-    for mapping in mappings(problem, accelerator, question.strategy):
+    every = [*mappings(problem, accelerator, question.strategy), *strips_of(problem, accelerator, question.strategy)]
+    for mapping in every:
         covered += 1
         if evaluate_mapping(problem, accelerator, mapping).peak_buffer_bytes[0] > question.capacity:
+            continue
+        if mapping.softmax.rescaled_every > 1 and not is_left(problem, accelerator, mapping):
             continue
         legal += 1
         uses = [array_uses(problem, accelerator, mapping, name) for name in ("logit", "attend")]
@@ -144,7 +176,10 @@ def tried(question: Question) -> tuple[int, int, dict[Objective, tuple[float, ..
     return covered, legal, best
 
 
-@pytest.mark.parametrize("question", QUESTIONS, ids=str)
+MASKED_STRIPS = Question("online", Shape(queries=2, keys=70, d_qk=1, d_v=3), "causal", capacity=400)
+
+
+@pytest.mark.parametrize("question", [*QUESTIONS, pytest.param(MASKED_STRIPS, marks=pytest.mark.slow)], ids=str)
 def test_the_search_finds_the_best_of_all_mappings(question: Question):
     problem, accelerator = question.problem, machine(question.capacity)
     covered, legal, best = tried(question)
