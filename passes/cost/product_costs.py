@@ -202,13 +202,13 @@ class ProductCounts:
             self.array = self.array + busy * tiles
             self.tiles.append((tiles, m, n, busy))
             if problem.finishes:
-                self.vector = self.vector + _finish_price(problem, accelerator, m, n)[0] * tiles
+                self.vector = self.vector + finish_price(problem, accelerator, m, n)[0] * tiles
         self.full_array: Any = self._array_cycles(columns.m, columns.n, columns.k).busy
         # What the last tile of the result takes from its last product on.
         m, n = _last(problem.m, columns.m), _last(problem.n, columns.n)
         cycles = self._array_cycles(m, n, last_k)
         self.final_array, self.final_skew = cycles.latency, cycles.latency - cycles.busy
-        self.final_vector: Any = _finish_price(problem, accelerator, m, n)[0] if problem.finishes else self.zero
+        self.final_vector: Any = finish_price(problem, accelerator, m, n)[0] if problem.finishes else self.zero
 
     def _result_tiles(self) -> Iterator[tuple[Any, Any, Any]]:
         """(how many, rows, columns) of each kind of tile of the result."""
@@ -227,7 +227,7 @@ class ProductCounts:
             for ks, k in _kinds(p.k, self.columns.k):
                 total = total + self._product_work(MatmulTile(1, m, n, k)) * (tiles * ks)
             if p.finishes:
-                total = total + _finish_price(p, self.accelerator, m, n)[1] * tiles
+                total = total + finish_price(p, self.accelerator, m, n)[1] * tiles
         return total
 
     def _product_work(self, tile: MatmulTile) -> Work:
@@ -241,7 +241,7 @@ class ProductCounts:
         )
 
 
-def _finish_price(problem: ProductProblem, accelerator: Accelerator, m: Any, n: Any) -> tuple[Any, Work]:
+def finish_price(problem: ProductProblem, accelerator: Accelerator, m: Any, n: Any) -> tuple[Any, Work]:
     """Cycles and work of adding the bias to a tile of sums, or of converting it."""
     p, unit = problem, accelerator.vector
     kind = "add" if p.has_bias else "cast"
@@ -438,5 +438,5 @@ class _Times:
 
 
 def evaluate_product(problem: ProductProblem, accelerator: Accelerator, mapping: ProductMapping) -> ClosedForm:
-    """Costs of one mapping, as arrays of one entry."""
+    """Costs of one mapping as a search sees it, a column of one; `product_trips` comes nearer to its latency."""
     return evaluate(problem, accelerator, structure_of(mapping), columns_of(mapping))

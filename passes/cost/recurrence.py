@@ -36,8 +36,9 @@ from flatc.dialects.frozen import frozen
 HEADS, QUERY, KEY = 0, 1, 2
 """Levels of a nest: what happens once for a tile of heads, for a query tile, for a tile of scores."""
 
-FIRST, LAST, HEAD, EDGE = 1, 2, 4, 8
-"""Kinds of a trip: first and last one of its query tile, first one of its tile of heads, crossed by a mask's edge."""
+FIRST, LAST, HEAD, EDGE, BEGIN = 1, 2, 4, 8, 16
+"""Kinds of a trip: first and last one of its query tile, first one of its tile of heads, crossed by a mask's edge; the
+first one of all that is alike."""
 
 LONGEST_PERIOD = 8
 """So many rounds are looked back to find times that move on evenly."""
@@ -258,6 +259,20 @@ class Recurrence:
         self._place = saved.place
 
     # --- Rounds ---------------------------------------------------------------------------------------------
+
+    def stream(self, parts: Sequence[Rounds], begins: int, trip: Callable[[int, Ticks], None]) -> None:
+        """The trips of a query tile; `trip` makes one of a kind, the first of which is of the kind `begins`, too."""
+        left = sum(part.count for part in parts)
+        for part in parts:
+            kind, ticks, count = part.kind, part.ticks, part.count
+            left -= count
+            if begins:
+                trip(kind | begins | LAST * (count == 1 and not left), ticks)
+                begins, count = 0, count - 1
+            ends = count > 0 and not left
+            self.repeat(count - ends, lambda kind=kind, ticks=ticks: trip(kind, ticks), KEY, 1)
+            if ends:
+                trip(kind | LAST, ticks)
 
     def repeat(self, count: int, round: Callable[[], None], level: int, trips: int) -> None:
         """So many rounds, of at least so many trips each, which differ in their tiles of `level` or below at most."""

@@ -16,6 +16,7 @@ from flatc.dialects.product_mapping import ProductMapping
 from flatc.dialects.spatial import KernelOp
 from flatc.passes.cost.closed_form import ClosedForm
 from flatc.passes.cost.product_costs import evaluate_product
+from flatc.passes.cost.product_trips import product_cycles
 from flatc.passes.kernels.product_nest import ProductNest, ProductTensors
 from flatc.passes.kernels.product_problem import ProductProblem, match_product, read_product
 from flatc.passes.kernels.schedule_problem import Part
@@ -75,7 +76,15 @@ class ProductKind(KernelKind[ProductProblem, ProductMapping]):
 
     @override
     def price(self, problem: ProductProblem, accelerator: Accelerator, mapping: ProductMapping) -> ClosedForm:
-        return evaluate_product(problem, accelerator, mapping)
+        import numpy as np
+
+        form = evaluate_product(problem, accelerator, mapping)
+        walked = product_cycles(problem, accelerator, mapping)
+        return replace(form, latency_cycles=np.maximum(form.latency_cycles, walked))
+
+    @override
+    def least_cycles(self, problem: ProductProblem, accelerator: Accelerator, mapping: ProductMapping) -> float:
+        return product_cycles(problem, accelerator, mapping)
 
     @override
     def read_back(self, kernel: KernelOp) -> Part | None:

@@ -1,0 +1,53 @@
+"""What loads, stores, products and vector operations take, in ticks, on plain numbers: for walks (`recurrence`).
+
+These are the primitive costs that the closed form and the simulator share, without what they count beside.
+"""
+
+from __future__ import annotations
+
+from math import lcm
+
+from flatc.dialects.accelerator import Accelerator
+from flatc.passes.cost.bounds import is_written
+from flatc.passes.cost.primitive_costs import VECTOR_WORK, ArrayCycles, VectorWork, copy_ticks, vector_cycles
+from flatc.passes.cost.value_work import VALUE_WORK
+
+Times = tuple[int, int]
+"""Ticks until a resource is free, and until the result is there."""
+
+
+class TickPrices:
+    """Prices on one accelerator, where the tensors of the roles `on_chip` stay there."""
+
+    def __init__(self, accelerator: Accelerator, on_chip: frozenset[str]):
+        self.accelerator, self.on_chip = accelerator, on_chip
+        read, write = accelerator.cycles_per_byte_read, accelerator.cycles_per_byte_written
+        self.ticks_per_cycle = lcm(read.denominator, write.denominator)
+        self._read, self._write = int(read * self.ticks_per_cycle), int(write * self.ticks_per_cycle)
+
+    def moved(self, role: str, size: int, transfers: int = 1) -> Times:
+        """A load or a store of so many bytes, in so many transfers."""
+        offchip = self.accelerator.offchip
+        if not size:
+            return 0, 0
+        overhead = offchip.overhead_cycles * transfers * self.ticks_per_cycle
+        if role in self.on_chip:
+            busy = copy_ticks(self.accelerator, size, self.ticks_per_cycle) + overhead
+            return busy, busy
+        busy = size * (self._write if is_written(role) else self._read) + overhead
+        return busy, busy + offchip.latency_cycles * self.ticks_per_cycle
+
+    def on_array(self, cycles: ArrayCycles) -> Times:
+        """An operation of the array."""
+        return cycles.busy * self.ticks_per_cycle, cycles.latency * self.ticks_per_cycle
+
+    def on_vector(self, kind: str, rows: int, width: int, *, converts: bool = False) -> Times:
+        """A vector operation; `converts` says that it rounds what it writes to another type."""
+        work = VALUE_WORK[kind] if kind in VALUE_WORK else VECTOR_WORK[kind]
+        if converts and "cast" not in work.per_element:
+            work = VectorWork((*work.per_element, "cast"), work.per_row)
+        return self.at_once(vector_cycles(self.accelerator.vector, work, rows * width, rows))
+
+    def at_once(self, cycles: int) -> Times:
+        """An operation that is done when its resource is free."""
+        return cycles * self.ticks_per_cycle, cycles * self.ticks_per_cycle
