@@ -134,6 +134,7 @@ class Timed:
     stage: int = 0
 
     def parse_access(self, parser: Parser) -> tuple[SSAValue, Sequence[ExprAttr]]:
+        """`%buffer`, or `%buffer[offset, ...]`."""
         value = parse_known_operand(parser)
         if parser.parse_optional_punctuation("[") is None:
             return value, ()
@@ -144,13 +145,16 @@ class Timed:
         return value, offsets
 
     def parse_accesses(self, parser: Parser) -> list[tuple[SSAValue, Sequence[ExprAttr]]]:
+        """`(%buffer[offset, ...], ...)`."""
         return parser.parse_comma_separated_list(parser.Delimiter.PAREN, lambda: self.parse_access(parser))
 
     def parse_extents(self, parser: Parser) -> None:
+        """`extent [size, ...]`."""
         parser.parse_keyword("extent")
         self.extents = self.indices.parse_list(parser).data
 
     def parse_tail(self, parser: Parser) -> None:
+        """What ends an operation: `after(%token, ...)`, `when expression`, `stage number`, each if it is there."""
         if parser.parse_optional_keyword("after"):
             self.after = parser.parse_comma_separated_list(
                 parser.Delimiter.PAREN, lambda: parser.parse_operand(TokenType())
@@ -161,6 +165,7 @@ class Timed:
             self.stage = parser.parse_integer()
 
     def operands(self) -> list[SSAValue | Sequence[SSAValue] | None]:
+        """The operands of the operation, by segment."""
         return [
             self.tensor,
             [value for value, _ in self.reads],
@@ -170,6 +175,7 @@ class Timed:
         ]
 
     def properties(self) -> dict[str, Attribute | None]:
+        """The properties that all timed operations have."""
         windows = [ArrayAttr(offsets) for _, offsets in [*self.reads, *self.writes]]
         return {
             "tensor_offsets": ArrayAttr(self.tensor_offsets),
@@ -210,12 +216,14 @@ class TimedBuilder:
 
 
 def print_access(printer: Printer, value: SSAValue, offsets: Sequence[ExprAttr], op: TimedOp) -> None:
+    """What `Timed.parse_access` reads."""
     printer.print_ssa_value(value)
     if offsets:
         print_exprs(printer, offsets, op.indices)
 
 
 def print_accesses(printer: Printer, op: TimedOp, values: Sequence[SSAValue], first: int) -> None:
+    """What `Timed.parse_accesses` reads: `values`, whose windows in `op` begin with number `first`."""
     printer.print_string("(")
     for i, value in enumerate(values):
         printer.print_string(", " if i else "")
@@ -224,11 +232,13 @@ def print_accesses(printer: Printer, op: TimedOp, values: Sequence[SSAValue], fi
 
 
 def print_extents(printer: Printer, op: TimedOp) -> None:
+    """What `Timed.parse_extents` reads."""
     printer.print_string(" extent ")
     print_exprs(printer, op.extents.data, op.indices)
 
 
 def print_tail(printer: Printer, op: TimedOp) -> None:
+    """What `Timed.parse_tail` reads."""
     if op.after:
         printer.print_string(" after(")
         printer.print_list(op.after, printer.print_ssa_value)
