@@ -1,15 +1,15 @@
 """The steps of an attention's pipeline, and which waits for which, as `recurrence` wants them.
 
 It is the loop nest of `kernel_schedule` told once more, from the problem and the mapping alone. A trip is a tile of
-scores where key tiles stream through one loop, and a query tile where whole rows stay on chip: then `fill`, `change`
-and `use` are loops inside of a trip. Steps, in the order of the text:
+scores where key tiles stream through one loop, and a query tile where whole rows stay on chip, or a strip of its key
+tiles: then `fill`, `change` and `use` are loops inside of a trip. Steps, in the order of the text:
 
     T, Hk, Hv, Oh    the table of pages, K, V and operands of scores that stay for a tile of heads
     Q, Oq, Z         queries and operands of a query tile; the sink
     K, P, L          tiles of K or of scores, logit
     O, W, M          operands, steps and mask of a tile of scores
     N, B, E, U, H    where scores stay in PEs: maximum, merged maximum, exponentials, sum, merged sum
-    Y, X             softmax of a tile, or of whole rows; Y, what comes before probabilities get a buffer of their own
+    Y, X             softmax of a tile, a strip, or rows; Y, what comes before probabilities get a buffer of their own
     V, R, A, G       tiles of V; rescaling, attend, and adding its products on the vector unit
     D, S             division or conversion of the outputs, their store
 
@@ -23,7 +23,7 @@ from collections.abc import Iterator
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.mapping import Mapping
-from flatc.passes.cost.recurrence import EDGE, FIRST, HEAD, HEADS, KEY, LAST, QUERY, Step, Wait
+from flatc.passes.cost.recurrence import EDGE, FIRST, HEAD, HEADS, KEY, LAST, QUERY, STRIP, Step, Wait
 from flatc.passes.kernels.problem import AttentionProblem
 from flatc.passes.kernels.score_ops import Operand, operand_level, operand_slots
 
@@ -41,7 +41,10 @@ class AttentionSteps:
         self.adds = mapping.attend.add == "vector"
         self.loops = problem.batch > mapping.tiles.batch or problem.kv_heads > mapping.tiles.kv_head
         self.source = "L" if problem.has("logit") else "P"
-        self.of_scores = QUERY if self.by_rows else KEY
+        in_strips = self.softmax.rescaled_every > 1
+        self.in_loops = self.by_rows or in_strips
+        """Whether key tiles are loops inside of a trip."""
+        self.of_scores = QUERY if self.by_rows else STRIP if in_strips else KEY
         """The level of a buffer of scores."""
 
     def steps(self) -> Iterator[Step]:
@@ -102,9 +105,9 @@ class AttentionSteps:
         return (Wait(f"O{operand.role}", level=level),)
 
     def _source(self) -> Iterator[Step]:
-        keep, loop = self.slots, "fill" if self.by_rows else ""
-        load = self.stages.logit if self.by_rows else self.stages.load
-        level = QUERY if self.by_rows else KEY
+        keep, loop = self.slots, "fill" if self.in_loops else ""
+        load = self.stages.logit if self.in_loops else self.stages.load
+        level = self.of_scores
         slot = () if self.held else tuple(Wait(user, keep.score_slots, level) for user in self._users_of_scores())
         if not self.problem.has("logit"):
             yield Step("P", "read", load, KEY, slot, loop=loop)
@@ -125,8 +128,8 @@ class AttentionSteps:
         return ("A" if p.has("attend") else "S",)
 
     def _change(self) -> Iterator[Step]:
-        loop, stage = "change" if self.by_rows else "", self.stages.softmax
-        load = stage if self.by_rows else self.stages.load + stage - self.stages.logit
+        loop, stage = "change" if self.in_loops else "", self.stages.softmax
+        load = stage if self.in_loops else self.stages.load + stage - self.stages.logit
         made = Wait(self.source, level=self.of_scores)
         for i, step in enumerate(self.problem.score_ops):
             waits = [made]
@@ -183,22 +186,24 @@ class AttentionSteps:
 
     def _sink(self) -> Iterator[Step]:
         p, keep, stages = self.problem, self.slots, self.stages
-        loop = "use" if self.by_rows else ""
+        loop = "use" if self.in_loops else ""
         if not p.has("attend"):
             yield Step("S", self.write, stages.store, KEY, self._ready(), loop=loop)
             return
         if keep.v_level == "key":
             table = (Wait("T", level=HEADS),) if p.block is not None else ()
-            stage = stages.attend if self.by_rows else self._load_stage("v")
+            stage = stages.attend if self.in_loops else self._load_stage("v")
             yield Step("V", "read", stage, KEY, (*table, Wait("A", keep.v_slots)), loop=loop)
         values = {"key": Wait("V"), "kv_head": Wait("Hv", level=HEADS)}.get(keep.v_level)
         waits = [*self._ready(), *([values] if values else [])]
         if self.softmax.algorithm == "online":
-            before = () if self.adds else (Wait("A", 1),)
-            yield Step("R", "vector", stages.attend, KEY, before, never=FIRST)
+            level, rescaled = self.of_scores, ["R"]
+            before = () if self.adds else (Wait("A", 1, level),)
+            yield Step("R", "vector", stages.attend, level, before, never=FIRST)
             if self.softmax.rescales_first:
-                yield Step("R0", "vector", stages.attend, KEY, only=FIRST)
-            waits += [] if self.adds else [Wait("R")]
+                yield Step("R0", "vector", stages.attend, level, only=FIRST)
+                rescaled.append("R0")
+            waits += [] if self.adds else [Wait(name, level=level) for name in rescaled]
         free = Wait("D" if p.converts_output else "S", keep.output_slots, QUERY)
         if not self.adds:
             yield Step("A", "array", stages.attend, KEY, (*waits, free), loop=loop)

@@ -9,13 +9,14 @@ key tiles, alike ones in a row as rounds that `recurrence` walks through few of.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import prod
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.frozen import frozen
 from flatc.dialects.mapping import Mapping
 from flatc.passes.cost.attention_steps import AttentionSteps, divides
-from flatc.passes.cost.key_geometry import QueryTiles, every_row_sees_keys, query_tiles
+from flatc.passes.cost.key_geometry import QueryTiles, every_row_sees_keys, query_tiles, strips_of
 from flatc.passes.cost.primitive_costs import (
     VECTOR_WORK,
     MatmulTile,
@@ -30,6 +31,8 @@ from flatc.passes.cost.recurrence import (
     HEAD,
     HEADS,
     QUERY,
+    STRIP,
+    Place,
     Recurrence,
     Rounds,
     Saved,
@@ -45,12 +48,10 @@ from flatc.passes.kernels.score_ops import Operand, operand_level
 def trip_cycles(problem: AttentionProblem, accelerator: Accelerator, mapping: Mapping) -> float | None:
     """Cycles that a kernel takes at the least; None where its nest is not covered.
 
-    Not covered are interleaved query tiles, scores that are made twice or in strips, rows without a softmax, and masks
-    that leave rows without a key.
+    Not covered are interleaved query tiles, scores that are made twice, rows without a softmax, and masks that leave
+    rows without a key.
     """
     softmax = mapping.softmax
-    if softmax.rescaled_every > 1:
-        return None
     by_rows = softmax.algorithm == "rows"
     if mapping.interleave > 1 or softmax.algorithm == "streamed" or (by_rows and not problem.has("softmax")):
         return None
@@ -65,7 +66,7 @@ def trip_cycles(problem: AttentionProblem, accelerator: Accelerator, mapping: Ma
 
 @frozen
 class _Tile:
-    """Extents of a tile; `strip` are the keys of whole rows."""
+    """Extents of a tile; `strip` are the keys of whole rows, or of a strip of them."""
 
     batch: int
     kv_head: int
@@ -186,7 +187,8 @@ class _Prices(TickPrices):
 
     def _online_softmax(self, name: str, tile: _Tile) -> Times:
         kind = "exp" if self.mapping.softmax.total == "attend" else "exp_sum_online"
-        return self._together(name, [("row_max_online", False), (kind, True)], tile.rows, tile.key, ())
+        width = tile.strip or tile.key
+        return self._together(name, [("row_max_online", False), (kind, True)], tile.rows, width, ())
 
     def _rows_softmax(self, name: str, tile: _Tile) -> Times:
         early = self.mapping.softmax.divide == "early"
@@ -225,11 +227,12 @@ class _Walk:
     def __init__(self, problem: AttentionProblem, mapping: Mapping, steps: tuple[Step, ...], prices: _Prices):
         self.problem, self.mapping, self.steps, self.prices = problem, mapping, steps, prices
         self.by_rows = mapping.softmax.algorithm == "rows"
+        self.strip_tiles = mapping.softmax.rescaled_every
         self.pipeline = Recurrence(steps)
-        self.head = self.query = self.key = 0
+        self.head = self.query = self.strip = self.key = 0
         self._begins = True
         self._ticks: dict[_Tile, Ticks] = {}
-        self._followed: dict[_Moment, tuple[int, Saved, tuple[int, int, int]]] = {}
+        self._followed: dict[_Moment, tuple[int, Saved, Place]] = {}
         self._tiles = query_tiles(problem, mapping.tiles.query, mapping.tiles.key)
         self._trips = sum(tiles.count * self._trips_of(tiles) for tiles in self._tiles)
         """How many trips the query tiles of a tile of query heads take."""
@@ -269,7 +272,7 @@ class _Walk:
         """
         met: list[tuple[_Moment, int]] = []
         for place, tiles in enumerate(self._tiles):
-            row = self._row if self.by_rows else self._stream
+            row = self._row if self.by_rows else self._strips if self.strip_tiles > 1 else self._stream
             trips = self._trips_of(tiles)
             self.pipeline.repeat(tiles.count, lambda tiles=tiles, row=row: row(heads, tiles), QUERY, trips)
             if len(self._tiles) > WORTH_A_LOOK:
@@ -279,15 +282,15 @@ class _Walk:
                 if known is not None:
                     before, end, numbers = known
                     self.pipeline.go_to(end, horizon - before)
-                    self.head, self.query, self.key = numbers
+                    self.head, self.query, self.strip, self.key = numbers
                     return
                 met.append((moment, horizon))
         if met:
-            end, numbers = self.pipeline.save(), (self.head, self.query, self.key)
+            end, numbers = self.pipeline.save(), (self.head, self.query, self.strip, self.key)
             self._followed |= {moment: (horizon, end, numbers) for moment, horizon in met}
 
     def _trips_of(self, tiles: QueryTiles) -> int:
-        return 1 if self.by_rows else tiles.trips
+        return 1 if self.by_rows else ceil_divide(tiles.trips, self.strip_tiles)
 
     def _next_query(self) -> int:
         """The kind of the first trip of a query tile."""
@@ -307,15 +310,30 @@ class _Walk:
 
     def _trip(self, kind: int, ticks: Ticks) -> None:
         self.key += 1
-        self.pipeline.trip((self.head, self.query, self.key), kind, ticks)
+        self.pipeline.trip((self.head, self.query, 0, self.key), kind, ticks)
 
     def _row(self, heads: tuple[int, int, int], tiles: QueryTiles) -> None:
         """The trip of a query tile whose rows stay on chip."""
-        kind, every = self._next_query(), self._key_tiles(heads, tiles)
+        self._loops(self._next_query(), heads, tiles)
+
+    def _strips(self, heads: tuple[int, int, int], tiles: QueryTiles) -> None:
+        """The trips of a query tile, one for each strip of key tiles."""
+
+        def of(strip: QueryTiles) -> Callable[[int], None]:
+            return lambda kind: self._loops(kind, heads, strip)
+
+        strips = strips_of(tiles.parts, self.strip_tiles)
+        trips = [(count, of(replace(tiles, parts=parts))) for count, parts in strips]
+        self.pipeline.stream_of(trips, self._next_query() | FIRST, STRIP)
+
+    def _loops(self, kind: int, heads: tuple[int, int, int], tiles: QueryTiles) -> None:
+        """A trip with loops over key tiles inside: those of a query tile, or of a strip of it."""
+        self.strip += 1
+        every = self._key_tiles(heads, tiles)
         changed = every if self.problem.score_ops else [rounds for rounds in every if rounds.kind]
         ticks = self._of(_Tile(*heads, tiles.extent, 1, tiles.keys))
         loops = {"fill": every, "change": changed, "use": every}
-        self.pipeline.trip((self.head, self.query, 0), kind, ticks, loops)
+        self.pipeline.trip((self.head, self.query, self.strip, 0), kind, ticks, loops)
 
     def _of(self, tile: _Tile) -> Ticks:
         found = self._ticks.get(tile)

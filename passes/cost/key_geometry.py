@@ -8,6 +8,8 @@ loop bounds, so that counting and executing cannot disagree.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import product
 
@@ -246,6 +248,24 @@ class QueryTiles:
     def keys(self) -> int:
         """How many keys one of them visits."""
         return sum(part.trips * part.extent for part in self.parts)
+
+
+def strips_of(parts: Sequence[KeyTiles], every: int) -> Iterator[tuple[int, tuple[KeyTiles, ...]]]:
+    """The key tiles of a query tile in strips of `every` tiles, the last perhaps of fewer: how many alike in a row."""
+    begun: list[KeyTiles] = []
+    room = every
+    for part in parts:
+        left = part.trips
+        while left:
+            alike = max(1, left // every if room == every else 0)
+            some = min(left, room)
+            begun.append(replace(part, trips=some))
+            left, room = left - some * alike, room - some
+            if not room:
+                yield alike, tuple(begun)
+                begun, room = [], every
+    if begun:
+        yield 1, tuple(begun)
 
 
 MOST_QUERY_TILES = 256

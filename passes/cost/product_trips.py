@@ -144,7 +144,7 @@ class _Walk(TickPrices):
 
     def _turn(self, kind: int, ticks: Ticks) -> None:
         self.turn += 1
-        self.pipeline.trip((self.outer, self.tile, self.turn), kind, ticks)
+        self.pipeline.trip((self.outer, self.tile, 0, self.turn), kind, ticks)
 
     def _ticks(self, tile: _Tile) -> Ticks:
         found = self._known.get(tile)

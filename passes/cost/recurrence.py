@@ -33,8 +33,8 @@ from functools import cached_property
 
 from flatc.dialects.frozen import frozen
 
-HEADS, QUERY, KEY = 0, 1, 2
-"""Levels of a nest: what happens once for a tile of heads, for a query tile, for a tile of scores."""
+HEADS, QUERY, STRIP, KEY = 0, 1, 2, 3
+"""Levels of a nest: what happens once for a tile of heads, a query tile, a strip of key tiles, a tile of scores."""
 
 FIRST, LAST, HEAD, EDGE, BEGIN = 1, 2, 4, 8, 16
 """Kinds of a trip: first and last one of its query tile, first one of its tile of heads, crossed by a mask's edge; the
@@ -49,8 +49,10 @@ PATIENCE = 16
 Ticks = tuple[tuple[int, int], ...]
 """For each step of a pipeline: how long its resource is taken, and when the result is there."""
 
-Place = tuple[int, int, int]
-"""The number of a tile of heads, of a query tile, and of a tile of scores."""
+_LEVELS = (HEADS, QUERY, STRIP, KEY)
+
+Place = tuple[int, int, int, int]
+"""The number of a tile of heads, of a query tile, of a strip, and of a tile of scores."""
 
 
 @frozen
@@ -154,7 +156,7 @@ class Recurrence:
         self._loop_plans: dict[tuple[str, int], list[_Issue]] = {}
         self._loops = {step.loop: index for index, step in reversed(list(enumerate(steps))) if step.loop}
         self._counters = dict.fromkeys(self._loops, 0)
-        self._place: Place = (0, 0, 0)
+        self._place: Place = (0, 0, 0, 0)
 
     def _issue_of(self, index: int, step: Step) -> _Issue:
         waits = tuple((self._rings[w.earlier, w.level], w.level, w.back) for w in step.waits)
@@ -217,7 +219,7 @@ class Recurrence:
             ring[place[level] & mask] = over
 
     def _loop(self, loop: str, trip: _Trip) -> None:
-        head, query, _ = trip.place
+        head, query, strip, _ = trip.place
         for rounds in trip.loops.get(loop, ()):
             plan = self._loop_plans.get((loop, rounds.kind))
             if plan is None:
@@ -229,7 +231,7 @@ class Recurrence:
 
             def once(plan: list[_Issue] = plan, ticks: Ticks = rounds.ticks) -> None:
                 self._counters[loop] += 1
-                place = head, query, self._counters[loop]
+                place = head, query, strip, self._counters[loop]
                 for issue in plan:
                     self._issue(issue, place, ticks)
 
@@ -262,17 +264,24 @@ class Recurrence:
 
     def stream(self, parts: Sequence[Rounds], begins: int, trip: Callable[[int, Ticks], None]) -> None:
         """The trips of a query tile; `trip` makes one of a kind, the first of which is of the kind `begins`, too."""
-        left = sum(part.count for part in parts)
-        for part in parts:
-            kind, ticks, count = part.kind, part.ticks, part.count
+
+        def of(part: Rounds) -> Callable[[int], None]:
+            return lambda kind: trip(kind | part.kind, part.ticks)
+
+        self.stream_of([(part.count, of(part)) for part in parts], begins, KEY)
+
+    def stream_of(self, parts: Sequence[tuple[int, Callable[[int], None]]], begins: int, level: int) -> None:
+        """The same of so many alike trips in a row, which differ in their tiles of `level` or below at most."""
+        left = sum(count for count, _ in parts)
+        for count, trip in parts:
             left -= count
             if begins:
-                trip(kind | begins | LAST * (count == 1 and not left), ticks)
+                trip(begins | LAST * (count == 1 and not left))
                 begins, count = 0, count - 1
             ends = count > 0 and not left
-            self.repeat(count - ends, lambda kind=kind, ticks=ticks: trip(kind, ticks), KEY, 1)
+            self.repeat(count - ends, lambda trip=trip: trip(0), level, 1)
             if ends:
-                trip(kind | LAST, ticks)
+                trip(LAST)
 
     def repeat(self, count: int, round: Callable[[], None], level: int, trips: int) -> None:
         """So many rounds, of at least so many trips each, which differ in their tiles of `level` or below at most."""
@@ -322,7 +331,7 @@ class Recurrence:
 
     @cached_property
     def _scopes(self) -> dict[int, _Scope]:
-        return {level: self._scope([s for s in self.steps if s.level >= level], level) for level in (HEADS, QUERY, KEY)}
+        return {level: self._scope([s for s in self.steps if s.level >= level], level) for level in _LEVELS}
 
     @cached_property
     def _loop_scopes(self) -> dict[str, _Scope]:

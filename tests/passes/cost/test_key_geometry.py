@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from flatc.dialects.masks import Causal, Chunk, FirstN, Mask, Prefix, Window, allows
-from flatc.passes.cost.key_geometry import KeyGeometry, every_row_sees_keys, key_geometry
+from flatc.passes.cost.key_geometry import KeyGeometry, KeyTiles, every_row_sees_keys, key_geometry, strips_of
 from flatc.passes.kernels.problem import AttentionProblem
 
 WHOLE = ("logit", "mask", "softmax", "attend")
@@ -231,3 +231,12 @@ def test_a_column_of_mappings_is_counted_row_by_row(mask: Mask | None):
             assert [int(n[i]) for n in together.edges[q]] == [int(n.item()) for n in alone.edges[q]]
             assert int(together.strip_keys[q][i]) == int(alone.strip_keys[q].item())
             assert int(together.strips[q][i]) == int(alone.strips[q].item())
+
+
+def test_strips_are_cut_from_the_first_tile_on():
+    """Nine tiles, the first of them at a mask's edge and the last ragged, in strips of three."""
+    edge, inside, ragged = KeyTiles(1, 4, masked=True), KeyTiles(7, 4, masked=False), KeyTiles(1, 2, masked=False)
+    some = {trips: replace(inside, trips=trips) for trips in (1, 2, 3)}
+    strips = [(1, (edge, some[2])), (1, (some[3],)), (1, (some[2], ragged))]
+    assert list(strips_of((edge, inside, ragged), 3)) == strips
+    assert list(strips_of((inside,), 3)) == [(2, (some[3],)), (1, (some[1],))]

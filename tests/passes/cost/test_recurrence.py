@@ -20,7 +20,7 @@ def run(steps: Sequence[Step], tile: tuple[tuple[int, int], ...], count: int) ->
 
     def trip() -> None:
         taken.append(0)
-        pipeline.trip((0, 0, len(taken)), 0, tile)
+        pipeline.trip((0, 0, 0, len(taken)), 0, tile)
 
     pipeline.repeat(count, trip, KEY, 1)
     return pipeline.finish(), len(taken)
@@ -65,7 +65,7 @@ def test_a_loop_inside_a_trip_is_passed_over_too():
     )
     pipeline = Recurrence(steps)
     tile = ticks(3, 5, 7)
-    pipeline.trip((0, 1, 0), 0, tile, {"fill": [Rounds(10**9, 0, tile)]})
+    pipeline.trip((0, 1, 0, 0), 0, tile, {"fill": [Rounds(10**9, 0, tile)]})
     assert pipeline.finish() == 8 * 10**9 + 7
 
 
@@ -99,7 +99,7 @@ def test_passing_over_rounds_never_gives_more_than_taking_them(seed: int):
     found, taken = run(steps, tile, count)
     plain = Recurrence(steps)
     for number in range(count):
-        plain.trip((0, 0, number + 1), 0, tile)
+        plain.trip((0, 0, 0, number + 1), 0, tile)
     exact = plain.finish()
     assert found <= exact
     assert found >= exact - sum(latency for _, latency in tile)
