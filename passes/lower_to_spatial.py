@@ -37,6 +37,7 @@ The module must hold the accelerator (for what its array permits); addresses are
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -73,6 +74,9 @@ from flatc.passes.kernels.placement import in_order_of_rows, stored_in
 from flatc.passes.kinds.registry import kind_of
 
 
+_NUMBERS = re.compile(r"(_\d+)+$")
+
+
 @dataclass(frozen=True)
 class LowerToSpatialPass(ModulePass):
     """See the module docstring."""
@@ -105,8 +109,9 @@ class _Lowering:
         self.windows: dict[SSAValue, SSAValue] = {}
         # Caches that rows were appended to.
         self.grown: set[SSAValue] = set()
-        # Names of what is joined of parts.
-        self.labels: set[str] = set()
+        # Names that tensors have.
+        self.labels: set[str] = set(self._output_names())
+        self.labels |= {self._input_word(i, "name", "") for i in range(len(self.block.args))}
         for old, new in zip(function.body.block.args, self.block.args, strict=True):
             new.name_hint = old.name_hint
             self.tensors[old] = new
@@ -173,7 +178,7 @@ class _Lowering:
             return unused_name(f"concat_{value.name_hint}" if value.name_hint else "concat", self.labels)
         assert isinstance(owner, FusedOp)
         name, index = owner.kernel.data, cast("list[SSAValue]", list(owner.results)).index(value)
-        return f"{name}_{index}" if index else name
+        return unused_name(f"{name}_{index}" if index else name, self.labels)
 
     def _kernel(self, fused: FusedOp) -> None:
         kind, name = kind_of(fused), fused.kernel.data
@@ -263,7 +268,8 @@ class _Lowering:
             type = TensorRefType((batch, rows, heads * width), type.element_type)
         stays = isinstance(value.owner, FusedOp) and value in value.owner.kept
         op = (OnchipOp if stays else OffchipOp)(label, type)
-        op.tensor.name_hint = value.name_hint or label
+        # A printer tells equal names apart by numbers, so a name must not end in one.
+        op.tensor.name_hint = _NUMBERS.sub("", value.name_hint or label)
         self.block.add_op(op)
         self.tensors[value] = op.tensor
         if joined:
