@@ -73,7 +73,6 @@ from flatc.passes.kernels.fused_region import unused_name
 from flatc.passes.kernels.placement import in_order_of_rows, stored_in
 from flatc.passes.kinds.registry import kind_of
 
-
 _NUMBERS = re.compile(r"(_\d+)+$")
 
 
