@@ -205,7 +205,8 @@ def check_costs(module: ModuleOp) -> None:
     for kernel in schedule_of(module).kernels():
         part, simulated = kernel_part(kernel), simulate_kernel(kernel, accelerator)
         assert part is not None
-        assert simulated == simulate_kernel(kernel, accelerator, skip_ahead=False)
+        plainly = simulate_kernel(kernel, accelerator, skip_ahead=False)
+        assert (simulated.latency_cycles, simulated.busy_cycles) == (plainly.latency_cycles, plainly.busy_cycles)
         kind = kind_with(part.problem)
         form = kind.price(part.problem, accelerator, kind.mapping_of(kernel))
         moved = {role: only(size) for role, size in form.tensor_bytes.items()}
