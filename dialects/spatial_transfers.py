@@ -36,11 +36,30 @@ from flatc.dialects.spatial_types import (
 
 
 class _TransferOp(TimedOp):
-    """A copy between a tensor off chip and a buffer; trailing dimensions of equal extent line up."""
+    """A copy between a tensor off chip and a buffer; trailing dimensions of equal extent line up.
 
-    def __init__(self, timed: Timed | TimedBuilder):
+    Of a paged tensor it takes a transfer for each block of rows of each sequence; the last buffer that is read is the
+    table that says where blocks lie. Windows begin at the start of a block, or lie within one.
+    """
+
+    block = opt_prop_def(IntAttr)
+
+    def __init__(self, timed: Timed | TimedBuilder, *, block: int | None = None):
         timed = timed.build() if isinstance(timed, TimedBuilder) else timed
         super().__init__(operands=timed.operands(), result_types=[TokenType()], properties=timed.properties())
+        if block is not None:
+            self.block = IntAttr(block)
+
+    @property
+    def tables(self) -> Sequence[SSAValue]:
+        """The buffer that says where blocks lie, if the tensor is paged."""
+        return () if self.block is None else self.reads[-1:]
+
+    def transfers(self, extents: Sequence[int]) -> int:
+        """How many transfers a window of this size takes."""
+        if self.block is None:
+            return 1
+        return extents[0] * -(-extents[-2] // self.block.data)
 
     @property
     def moved(self) -> Sequence[SSAValue]:
@@ -57,6 +76,12 @@ class _TransferOp(TimedOp):
     def verify_operands(self) -> None:
         if self.tensor is None or len(self.moved) != 1:
             raise VerifyException(f"{self.name} moves between one tensor and one buffer")
+        if len(self.reads) + len(self.writes) != 1 + (self.block is not None):
+            raise VerifyException(f"{self.name} reads one table where it says `by ... block`, and else none")
+        if self.block is not None and (self.block.data < 1 or len(self.extents) < 3):
+            raise VerifyException(
+                f"{self.name} moves blocks of at least 1 row, of tensors [batch, ..., rows, features]"
+            )
         rank = len(self.tensor_type.dims)
         buffer = cast(BufferType, self.moved[0].type)
         if not len(self.tensor_offsets) == len(self.extents) == len(buffer.dims) == rank:
@@ -77,18 +102,10 @@ class LoadOp(_TransferOp):
 
         %t = spatial.load %k[0, 0, %i * 64, 0] by %table block 16 into %kb extent [1, 8, 64, 128] after(%u)
 
-    Of a paged tensor it takes a transfer for each block of rows of each sequence; `%table` is the buffer that says
-    where blocks lie. Windows begin at the start of a block, or lie within one.
+    `%table` is the buffer that says where the blocks of a paged tensor lie.
     """
 
     name = "spatial.load"
-
-    block = opt_prop_def(IntAttr)
-
-    def __init__(self, timed: Timed | TimedBuilder, *, block: int | None = None):
-        super().__init__(timed)
-        if block is not None:
-            self.block = IntAttr(block)
 
     @property
     @override
@@ -99,22 +116,6 @@ class LoadOp(_TransferOp):
     @override
     def moved(self) -> Sequence[SSAValue]:
         return self.writes
-
-    def transfers(self, extents: Sequence[int]) -> int:
-        """How many transfers a window of this size takes."""
-        if self.block is None:
-            return 1
-        return extents[0] * -(-extents[-2] // self.block.data)
-
-    @override
-    def verify_operands(self) -> None:
-        super().verify_operands()
-        if len(self.reads) != (self.block is not None):
-            raise VerifyException("spatial.load reads one table where it says `by ... block`, and else no buffer")
-        if self.block is not None and (self.block.data < 1 or len(self.extents) < 3):
-            raise VerifyException(
-                "spatial.load moves blocks of at least 1 row, of tensors [batch, ..., rows, features]"
-            )
 
     @classmethod
     @override
@@ -149,7 +150,10 @@ class LoadOp(_TransferOp):
 
 @irdl_op_definition
 class StoreOp(_TransferOp):
-    """On chip to off chip: `%t = spatial.store %ob into %o[%i * 64, 0] extent [64, 64] after(%u) stage 2`."""
+    """On chip to off chip: `%t = spatial.store %ob into %o[%i * 64, 0] extent [64, 64] after(%u) stage 2`.
+
+    %t = spatial.store %rows into %k[0, 0, %i * 16, 0] by %table block 16 extent [1, 8, 16, 128] after(%u)
+    """
 
     name = "spatial.store"
 
@@ -158,6 +162,11 @@ class StoreOp(_TransferOp):
     def resource(self) -> str:
         return "write"
 
+    @property
+    @override
+    def moved(self) -> Sequence[SSAValue]:
+        return self.reads[:1]
+
     @classmethod
     @override
     def parse(cls, parser: Parser) -> Self:
@@ -165,9 +174,14 @@ class StoreOp(_TransferOp):
         timed.reads = [timed.parse_access(parser)]
         parser.parse_keyword("into")
         timed.tensor, timed.tensor_offsets = timed.parse_access(parser)
+        block = None
+        if parser.parse_optional_keyword("by"):
+            timed.reads.append(timed.parse_access(parser))
+            parser.parse_keyword("block")
+            block = parser.parse_integer()
         timed.parse_extents(parser)
         timed.parse_tail(parser)
-        return cls(timed)
+        return cls(timed, block=block)
 
     @override
     def print(self, printer: Printer) -> None:
@@ -176,5 +190,9 @@ class StoreOp(_TransferOp):
         print_access(printer, self.reads[0], self.windows.data[0].data, self)
         printer.print_string(" into ")
         print_access(printer, self.tensor, self.tensor_offsets.data, self)
+        if self.block is not None:
+            printer.print_string(" by ")
+            print_access(printer, self.reads[1], self.windows.data[1].data, self)
+            printer.print_string(f" block {self.block.data}")
         print_extents(printer, self)
         print_tail(printer, self)

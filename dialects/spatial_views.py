@@ -174,6 +174,11 @@ class ExtendOp(IRDLOperation):
         same = len(source.dims) == len(target.dims) and source.element_type == target.element_type
         if not same or len(longer) != 1 or longer[0] < 0:
             raise VerifyException(f"spatial.extend makes one dim longer, and not {source} to {target}")
+        pages = self.source.owner
+        while isinstance(pages, ExtendOp):
+            pages = pages.source.owner
+        if isinstance(pages, PagedOp) and target.dims[2] > pages.room:
+            raise VerifyException(f"spatial.extend: the pages of {source} have room for {pages.room} rows")
 
     @classmethod
     @override
@@ -208,6 +213,11 @@ class PagedOp(IRDLOperation):
 
     def __init__(self, source: SSAValue, table: SSAValue, type: TensorRefType):
         super().__init__(operands=[source, table], result_types=[type])
+
+    @property
+    def room(self) -> int:
+        """How many rows of a sequence its pages can hold."""
+        return cast(TensorRefType, self.table.type).dims[1] * cast(TensorRefType, self.source.type).dims[2]
 
     @override
     def verify_(self) -> None:

@@ -43,6 +43,7 @@ from flatc.dialects.attn_op import AttnOp
 from flatc.dialects.flat import FusedOp
 from flatc.dialects.frozen import frozen
 from flatc.passes.kernels.fused_region import fuse_operators, unused_name
+from flatc.passes.kernels.keyed_storage import page_of
 from flatc.passes.kernels.placement import stored_in
 from flatc.passes.kernels.vector_region import CHAIN_OPS
 
@@ -53,6 +54,8 @@ class LayerKernel:
 
     name: str
     ops: tuple[AttnOp, ...]
+    beside: tuple[SSAValue, ...] = ()
+    """What the kernel needs and no operator reads: the table of pages that rows are appended to."""
 
 
 # --- Find -----------------------------------------------------------------------------------------------
@@ -66,7 +69,9 @@ def find_kernels(block: Block) -> list[LayerKernel]:
         if isinstance(op, LinearOp):
             found.append(LayerKernel(_name("linear", op.w), (op,)))
         elif isinstance(op, AppendOp) and stored_in(op.new) is not op:
-            found.append(LayerKernel(_name("append", op.cache), (op,)))
+            page = page_of(op.cache)
+            beside = () if page is None else (page.table,)
+            found.append(LayerKernel(_name("append", op.cache if page is None else page.pool), (op,), beside))
         elif isinstance(op, CopyOp):
             found.append(LayerKernel(_name("copy", op.x), (op,)))
         elif isinstance(op, CHAIN_OPS) and op not in taken:
@@ -135,4 +140,4 @@ class FuseLayersPass(ModulePass):
             for block in function.body.blocks:
                 copy_parts(block)
                 for kernel in find_kernels(block):
-                    fuse_operators(unused_name(kernel.name, used), kernel.ops)
+                    fuse_operators(unused_name(kernel.name, used), kernel.ops, kernel.beside)

@@ -70,6 +70,7 @@ from flatc.dialects.spatial import ReturnOp as ScheduleReturnOp
 from flatc.dialects.spatial_views import can_be_viewed_as
 from flatc.passes.cost.bounds import AnyProblem, is_written
 from flatc.passes.kernels.fused_region import unused_name
+from flatc.passes.kernels.keyed_storage import page_of
 from flatc.passes.kernels.placement import in_order_of_rows, stored_in
 from flatc.passes.kinds.registry import kind_of
 
@@ -232,13 +233,17 @@ class _Lowering:
     def _grown(self, append: AppendOp, cache: SSAValue) -> tuple[SSAValue, SSAValue]:
         """The cache with room for what is appended, and the window of it that this goes to.
 
-        Raises `FlatcError` for keys in pages, as no store goes through a table, and for rows that two would write.
+        Of a cache in pages, all of it is the window: where its rows lie, a table says. Raises `FlatcError` where the
+        pages have no room, and for rows that two would write.
         """
-        if isinstance(self.tensors[cache].owner, SpatialPagedOp):
+        page, type = page_of(cache), _reference(append.result.type)
+        room = None if page is None else _reference(page.table.type).dims[1] * _reference(page.pool.type).dims[2]
+        if room is not None and type.dims[2] > room:
             raise FlatcError(
-                f"{append.name} cannot be compiled yet: its cache lies in pages, which are read only",
+                f"{append.name} cannot be compiled: the pages of a sequence hold {room} rows, and these make it "
+                f"{type.dims[2]}",
                 position=position_of(append),
-                help="give pages that hold the new rows as well: paged(pool, table, keys = old + new)",
+                help="give the table more pages",
             )
         if cache in self.grown:
             raise FlatcError(
@@ -247,8 +252,11 @@ class _Lowering:
                 help="append to the result of the first append, or declare two caches",
             )
         self.grown.add(cache)
-        extended = ExtendOp(self.tensors[cache], _reference(append.result.type))
+        extended = ExtendOp(self.tensors[cache], type)
         extended.tensor.name_hint = append.result.name_hint
+        if page is not None:
+            self.block.add_op(extended)
+            return extended.tensor, extended.tensor
         rows = _reference(append.cache.type).dims[2]
         window = SliceOp(extended.tensor, (0, 0, rows, 0), _reference(append.new.type))
         self.block.add_ops([extended, window])

@@ -17,8 +17,10 @@ from flatc.accelerators import load
 from flatc.builder import Graph, causal
 from flatc.compiler import Compilation
 from flatc.dialects.accelerator import Accelerator
+from flatc.dialects.append_mapping import AppendMapping
 from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.mapping import ArrayUse, Keep, Mapping, Softmax, Stages, Tiles
+from flatc.frontend.mlir import parse_mlir
 from flatc.interpreter import random_inputs
 from flatc.interpreter.reference import attention
 from flatc.passes.cost.kernel_costs import kernel_costs
@@ -165,14 +167,78 @@ def test_keys_and_values_lie_in_the_same_pages():
         flatc.compile(graph, "edge")
 
 
-def test_keys_in_pages_are_not_appended_to():
-    """Else they would be loaded as if they lay in one piece."""
-    graph = Graph("grown")
-    q, n, pool = graph.input("q", [1, 2, 1, 8]), graph.input("n", [1, 2, 1, 8]), graph.cache("kp", [3, 2, 4, 8])
-    k = graph.append(graph.paged(pool, graph.input("t", [1, 2], "i32")), n)
-    graph.output(graph.attention(q, k, k))
-    with pytest.raises(FlatcError, match="its cache lies in pages, which are read only"):
-        flatc.compile(graph, "edge", strategy="online")
+# --- Appending ------------------------------------------------------------------------------------------------------
+
+
+def growing(batch: int, heads: int, new: int, old: int, block: int, pages: int) -> Graph:
+    """Attention whose new keys go to pages behind `old` ones; keys are computed, values an input."""
+    graph = Graph("growing", dtype="bf16", softmax="f32")
+    q, nk, nv = (graph.input(name, [batch, heads, new, 8]) for name in ("q", "nk", "nv"))
+    kp, vp = (graph.cache(name, [batch * pages + 1, heads, block, 8]) for name in ("kp", "vp"))
+    table = graph.input("t", [batch, pages], "i32")
+    k = graph.append(graph.paged(kp, table, keys=old), graph.rope(nk, start=old))
+    v = graph.append(graph.paged(vp, table, keys=old), nv)
+    graph.output(graph.attention(q, k, v, mask=causal()), names=["a"])
+    return graph
+
+
+def totals(result: Compilation) -> dict[str, tuple[int, int]]:
+    found: dict[str, tuple[int, int]] = {}
+    for tensor in (tensor for kernel in result.report.kernels for tensor in kernel.tensors):
+        read, written = found.get(tensor.name, (0, 0))
+        found[tensor.name] = read + tensor.read_bytes, written + tensor.written_bytes
+    return found
+
+
+@pytest.mark.parametrize(
+    ("batch", "new", "old", "block"), [(2, 1, 7, 4), (1, 5, 6, 4), (3, 9, 8, 4), (2, 3, 1, 8), (1, 7, 5, 3)]
+)
+def test_new_rows_go_to_the_pages_that_the_table_names(batch: int, new: int, old: int, block: int):
+    """One transfer for each page of each sequence, whichever tiles append them; the simulator counts the same."""
+    pages, target = -(-(old + new) // block), machine("edge", 7, 50)
+    graph = growing(batch, 2, new, old, block, pages).module()
+    result = flatc.compile(graph, target, strategy="online", simulate="always")
+    assert [kernel.name for kernel in result.report.kernels] == ["rope", "append_kp", "append_vp", "attention"]
+    priced = flatc.compile(graph, target, mapping=result.mappings, simulate="never")
+    run = result.run()
+    assert run.passed
+    assert run.offchip_bytes == totals(result) == totals(priced)
+    rows = batch * 2 * new * 8 * 2
+    assert [totals(result)[name][1] for name in ("kp", "vp")] == [rows, rows]
+    for kernel, form in zip(result.report.kernels, priced.report.kernels, strict=True):
+        assert (kernel.work, kernel.peak_buffer_bytes) == (form.work, form.peak_buffer_bytes)
+        assert kernel.latency_cycles >= form.latency_cycles * (1 - 1e-12)
+    alone = flatc.compile(parse_mlir(str(result.schedule), "growing"))
+    assert to_text(alone.report) == to_text(result.report)
+
+
+def test_what_follows_in_a_page_is_appended_to_what_was_appended():
+    graph = Graph("twice", dtype="bf16")
+    pool, table = graph.cache("kp", [9, 2, 4, 8]), graph.input("t", [2, 3], "i32")
+    k = graph.append(graph.paged(pool, table, keys=5), graph.input("m", [2, 2, 2, 8]))
+    k = graph.append(k, graph.input("n", [2, 2, 3, 8]))
+    graph.output(graph.attention(graph.input("q", [2, 2, 1, 8]), k, k), names=["a"])
+    result = flatc.compile(graph, "edge", strategy="online")
+    assert totals(result)["kp"][1] == 2 * 2 * 5 * 8 * 2
+    assert result.run().passed
+
+
+def test_blocks_that_get_new_rows_belong_to_one_page():
+    result = flatc.compile(growing(2, 1, 1, 5, 4, 2), "edge", strategy="online")
+    inputs = random_inputs(result.schedule, 0)
+    assert result.run(inputs | {"t": np.array([[3, 0], [3, 1]], np.int32)}).passed  # full blocks may be shared
+    with pytest.raises(FlatcError, match="the table gives block 1 to two pages, and new rows are appended to it"):
+        result.run(inputs | {"t": np.array([[0, 1], [3, 1]], np.int32)})
+
+
+def test_pages_must_have_room_and_tiles_of_rows_keep_to_them():
+    with pytest.raises(FlatcError, match="the pages of a sequence hold 8 rows, and these make it 9"):
+        flatc.compile(growing(1, 1, 3, 6, 4, 2), "edge", strategy="flat-r")
+    result = flatc.compile(growing(1, 1, 5, 6, 4, 3), "edge", strategy="online")
+    with pytest.raises(FlatcError, match="append_kp: tiles of 4 rows behind 6 cut through pages of 4"):
+        flatc.compile(
+            growing(1, 1, 5, 6, 4, 3), "edge", mapping={**result.mappings, "append_kp": AppendMapping(1, 1, 4, 1)}
+        )
 
 
 def test_a_table_that_names_a_block_the_pool_lacks_is_refused():

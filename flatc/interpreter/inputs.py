@@ -3,7 +3,8 @@
 Each tensor has a generator of its own, seeded by the seed and the tensor's name, so adding an input or
 changing the order changes no other one. Values keep activations near 1 through a deep graph: weights
 are divided by the square root of their first dim. Booleans are mostly true, integers are nondecreasing
-along the last dim, as document numbers are; tables of pages name any blocks of their pool.
+along the last dim, as document numbers are; tables of pages name any blocks of their pool, or different ones where
+there are enough and rows are appended to them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from xdsl.dialects.func import FuncOp
 from xdsl.ir import SSAValue
 
 from flatc.dialects import attn
-from flatc.dialects.spatial import PagedOp, ScheduleOp, TensorRefType
+from flatc.dialects.spatial import ExtendOp, PagedOp, ScheduleOp, TensorRefType
 from flatc.interpreter.dtypes import Array, numpy_dtype
 from flatc.interpreter.engine import Parameter, parameters, program_of
 
@@ -26,8 +27,8 @@ from flatc.interpreter.engine import Parameter, parameters, program_of
 def random_inputs(module: ModuleOp, seed: int) -> dict[str, Array]:
     """An array for each input of the graph or schedule, in its storage type."""
     program = program_of(module)
-    blocks = _blocks_of_tables(program)
-    return {parameter.name: _random(parameter, seed, blocks.get(parameter.name)) for parameter in parameters(program)}
+    blocks, grows = _blocks_of_tables(program), any(isinstance(op, attn.AppendOp | ExtendOp) for op in program.walk())
+    return {p.name: _random(p, seed, blocks.get(p.name), apart=grows) for p in parameters(program)}
 
 
 def _blocks_of_tables(program: FuncOp | ScheduleOp) -> dict[str, int]:
@@ -44,10 +45,12 @@ def _blocks_of_tables(program: FuncOp | ScheduleOp) -> dict[str, int]:
     return found
 
 
-def _random(parameter: Parameter, seed: int, blocks: int | None) -> Array:
+def _random(parameter: Parameter, seed: int, blocks: int | None, *, apart: bool) -> Array:
     generator = np.random.default_rng([seed, zlib.crc32(parameter.name.encode())])
     shape, dtype = parameter.shape, numpy_dtype(parameter.element)
     if blocks is not None:
+        if apart and math.prod(shape) <= blocks:
+            return generator.permutation(blocks)[: math.prod(shape)].reshape(shape).astype(dtype)
         return generator.integers(0, blocks, shape, dtype=dtype)
     if dtype == np.bool_:
         values: Array = generator.random(shape) < 0.8

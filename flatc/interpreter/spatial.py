@@ -25,6 +25,7 @@ from xdsl.dialects.builtin import IntegerType, ModuleOp, i32
 from xdsl.ir import SSAValue
 
 from flatc.dialects.accelerator import AcceleratorAttr
+from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.frozen import frozen
 from flatc.dialects.masks import allows
 from flatc.dialects.onchip_rules import alive_by_kernel
@@ -44,6 +45,7 @@ from flatc.dialects.spatial import (
     ScheduleOp,
     SliceOp,
     StoreOp,
+    TensorRefType,
     TimedOp,
     VectorOp,
     ViewOp,
@@ -109,6 +111,7 @@ def execute(schedule: ScheduleOp, arguments: Sequence[Array], precision: Precisi
         elif isinstance(op, PagedOp):
             tensors[op.tensor] = tensors[op.source].paged(tensors[op.table], op.tensor.type.dims[2])
         elif isinstance(op, ExtendOp):
+            _check_pages(op, tensors)
             tensors[op.tensor] = tensors[op.source].extended(op.tensor.type.dims)
         elif isinstance(op, KernelOp):
             for table in op.body.block.ops:
@@ -120,6 +123,25 @@ def execute(schedule: ScheduleOp, arguments: Sequence[Array], precision: Precisi
     touched = dict.fromkeys(name for name, _ in moved)
     bytes = {name: (moved[name, "read"], moved[name, "write"]) for name in sorted(touched)}
     return ScheduleRun(_outputs(schedule, tensors), bytes)
+
+
+def _check_pages(op: ExtendOp, tensors: Mapping[SSAValue, OffchipTensor]) -> None:
+    """Raises `FlatcError` where new rows would go to a block that another page is, too."""
+    paged = op.source
+    while isinstance(paged.owner, ExtendOp):
+        paged = paged.owner.source
+    if not isinstance(paged.owner, PagedOp):
+        return
+    block = cast(TensorRefType, paged.owner.source.type).dims[2]
+    old, new = cast(TensorRefType, op.source.type).dims[2], op.tensor.type.dims[2]
+    table = tensors[paged.owner.table].data[:, : -(-new // block)]
+    written = table[:, old // block :]
+    shared = [number for number in written.reshape(-1).tolist() if (table == number).sum() > 1]
+    if shared:
+        raise FlatcError(
+            f"the table gives block {shared[0]} to two pages, and new rows are appended to it",
+            help="let pages of new rows be blocks of their own",
+        )
 
 
 def _rope_tensor(op: RopeTableOp, precision: Precision) -> OffchipTensor:
@@ -218,10 +240,7 @@ class _Kernel:
         tensor = self.tensors[op.tensor]
         self._count(tensor, op, access)
         box = window(access.event.tensor_offsets(), access.extents)
-        if op.block is not None:
-            # Which blocks to load is read from the table on chip; what it says is what the tensor off chip goes by.
-            first, rows = access.event.tensor_offsets()[-2], access.extents[-2]
-            access.read(0, [access.extents[0], -(-(first + rows) // op.block.data)])
+        self._look_up(op, access, 0)
         return tensor.read(box, access.step, self.order.stores)
 
     def _store(self, op: StoreOp, access: _Access) -> None:
@@ -229,7 +248,14 @@ class _Kernel:
         tensor = self.tensors[op.tensor]
         self._count(tensor, op, access)
         box = window(access.event.tensor_offsets(), access.extents)
+        self._look_up(op, access, 1)
         tensor.write(box, access.step, access.read(0, access.extents))
+
+    def _look_up(self, op: LoadOp | StoreOp, access: _Access, place: int) -> None:
+        """Reads from the table on chip which blocks are moved; the tensor off chip goes by what it says."""
+        if op.block is not None:
+            first, rows = access.event.tensor_offsets()[-2], access.extents[-2]
+            access.read(place, [access.extents[0], -(-(first + rows) // op.block.data)])
 
     def _count(self, tensor: OffchipTensor, op: LoadOp | StoreOp, access: _Access) -> None:
         if op.tensor is not None and not stays_on_chip(op.tensor):

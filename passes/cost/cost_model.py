@@ -99,15 +99,15 @@ class CostModel:
             return self._copy(size)
         latency = self.accelerator.offchip.latency_cycles * self.ticks_per_cycle if size else 0
         overhead = self.accelerator.offchip.overhead_cycles * self.ticks_per_cycle if size else 0
+        transfers = op.transfers(extents)
+        # Where the next block lies is read from a table on chip.
+        looked_up = transfers * sum(map(_element_bytes, op.tables))
         if isinstance(op, LoadOp):
-            transfers = op.transfers(extents)
             busy = size * self._read_ticks + overhead * transfers
-            # Where the next block lies is read from a table on chip.
-            looked_up = transfers * sum(_element_bytes(value) for value in op.reads)
             work = Work(offchip_read_bytes=size, buffer_write_bytes=size, buffer_read_bytes=looked_up)
             return OpCost(busy, busy + latency, work)
-        busy = size * self._write_ticks + overhead
-        return OpCost(busy, busy + latency, Work(offchip_write_bytes=size, buffer_read_bytes=size))
+        busy = size * self._write_ticks + overhead * transfers
+        return OpCost(busy, busy + latency, Work(offchip_write_bytes=size, buffer_read_bytes=size + looked_up))
 
     def _copy(self, size: int) -> OpCost:
         """A transfer of a tensor that stays on chip: it holds its channel, and nothing goes off chip."""

@@ -13,15 +13,19 @@ each head:
       load    new -> rows [1 x 1 x 32 x 64]
       for head:
         store   rows -> window                  stage 1
+
+Keys in pages are appended to by way of their table, which is loaded whole: each store takes a transfer for each page of
+each sequence. What it stores into is all of the sequences, old rows and new ones.
 """
 
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from math import prod
 from typing import cast
 
-from xdsl.dialects.builtin import TensorType
+from xdsl.dialects.builtin import TensorType, i32
 from xdsl.ir import Attribute, Operation, SSAValue
 
 from flatc.dialects.append_mapping import TILED, AppendMapping
@@ -32,13 +36,17 @@ from flatc.dialects.frozen import frozen
 from flatc.dialects.quasi_affine import Expr, const, minimum, var
 from flatc.dialects.spatial import Access, KernelOp, LoadOp, StoreOp, TensorRefType, TimedOp
 from flatc.passes.cost.primitive_costs import ceil_divide
+from flatc.passes.kernels.keyed_storage import PAGE_BYTES, pages_of
 from flatc.passes.kernels.nest import Nest
 from flatc.passes.kernels.problem import type_bytes
 
 
 @frozen
 class AppendProblem:
-    """Rows to be stored: [batch, heads, rows, width] of `element_bytes` each; if `repeated`, one head is loaded."""
+    """Rows to be stored: [batch, heads, rows, width] of `element_bytes` each; if `repeated`, one head is loaded.
+
+    In pages, they are stored behind `old` rows of each sequence, in `block`s that a table of `pages` entries names.
+    """
 
     batch: int
     heads: int
@@ -48,6 +56,9 @@ class AppendProblem:
     repeated: bool = False
     on_chip: frozenset[str] = frozenset()
     """Roles of its tensors that stay on chip between kernels."""
+    block: int | None = None
+    pages: int = 0
+    old: int = 0
 
     @property
     def loaded_heads(self) -> int:
@@ -79,8 +90,24 @@ class AppendProblem:
         return 0
 
     def compulsory_bytes(self) -> dict[str, int]:
-        """The rows come from off chip once, and go there once."""
-        return {"new": self.loaded_bytes, "result": self.bytes}
+        """The rows come from off chip once, and go there once; so does what a table says of their pages."""
+        found = {"new": self.loaded_bytes, "result": self.bytes}
+        if self.block is not None:
+            touched = ceil_divide(self.old + self.rows, self.block) - self.old // self.block
+            found["pages"] = self.batch * touched * PAGE_BYTES
+        return found
+
+    @property
+    def table_bytes(self) -> int:
+        """The table, which a kernel loads whole."""
+        return self.batch * self.pages * PAGE_BYTES
+
+    def keeps_to_pages(self, row: int) -> bool:
+        """Whether tiles of `row` rows begin with a page, or lie within one."""
+        if self.block is None or self.old % self.block + self.rows <= self.block:
+            return True
+        whole = self.old % self.block == 0 and (row % self.block == 0 or row == self.rows)
+        return whole or (self.block % row == 0 and self.old % row == 0)
 
     def least_vector_counts(self) -> dict[str, int]:
         """Appending computes nothing."""
@@ -107,7 +134,11 @@ def match_append(fused: FusedOp) -> tuple[AppendProblem, AppendOp | CopyOp]:
         raise FlatcError(f"{op.name} cannot be compiled yet: tensors of {len(shape)} dims", position=position_of(op))
     batch, heads, rows, width = (*shape[:-2], *(1,) * (4 - len(shape)), *shape[-2:])
     element = cast("TensorType[Attribute]", new.type).element_type
-    return AppendProblem(batch, heads, rows, width, type_bytes(element), repeated=shape_of(new) != shape), op
+    problem = AppendProblem(batch, heads, rows, width, type_bytes(element), repeated=shape_of(new) != shape)
+    pages = pages_of(fused, op.cache, None) if isinstance(op, AppendOp) else None
+    if pages is not None and isinstance(op, AppendOp):
+        problem = replace(problem, block=pages.block, pages=pages.pages, old=shape_of(op.cache)[2])
+    return problem, op
 
 
 def rows_of(op: AppendOp | CopyOp) -> SSAValue:
@@ -115,17 +146,30 @@ def rows_of(op: AppendOp | CopyOp) -> SSAValue:
     return op.new if isinstance(op, AppendOp) else op.x
 
 
-def build_append(problem: AppendProblem, mapping: AppendMapping, new: SSAValue, result: SSAValue) -> list[Operation]:
-    """The operations of the kernel's body."""
-    return _Copy(problem, mapping, new, result).build()
+def build_append(
+    problem: AppendProblem,
+    mapping: AppendMapping,
+    new: SSAValue,
+    result: SSAValue,
+    table: SSAValue | None = None,
+) -> list[Operation]:
+    """The operations of the kernel's body. In pages, `result` is all of a sequence, and `table` says where it lies."""
+    return _Copy(problem, mapping, new, result, table).build()
 
 
 class _Copy(Nest):
     """Builds the loops of a copy."""
 
-    def __init__(self, problem: AppendProblem, mapping: AppendMapping, new: SSAValue, result: SSAValue):
+    def __init__(
+        self,
+        problem: AppendProblem,
+        mapping: AppendMapping,
+        new: SSAValue,
+        result: SSAValue,
+        table: SSAValue | None,
+    ):
         super().__init__()
-        self.problem, self.mapping, self.new, self.result = problem, mapping, new, result
+        self.problem, self.mapping, self.new, self.result, self.table = problem, mapping, new, result, table
         self.size = dict(zip(TILED, problem.shape, strict=False))
         self.tile = dict(zip(TILED, mapping.tiles, strict=True))
         self.trips = {name: ceil_divide(self.size[name], self.tile[name]) for name in TILED}
@@ -134,6 +178,7 @@ class _Copy(Nest):
     def build(self) -> list[Operation]:
         """The operations of the kernel's body."""
         outer = ("batch", "row") if self.problem.repeated else TILED
+        table = self._load_table()
         with ExitStack() as loops:
             for name in outer:
                 if self.trips[name] > 1:
@@ -147,8 +192,28 @@ class _Copy(Nest):
             stage = 1 if self.loops and self.mapping.slots > 1 else 0
             if self.problem.repeated:
                 loops.enter_context(self.loop("head", self.trips["head"], stream=bool(self.loops)))
-            self.store(Access(rows), self.result, self._starts(), self._extents(), [loaded], stage)
+            self._store(rows, table, loaded, stage)
         return self.ops
+
+    def _load_table(self) -> tuple[SSAValue, SSAValue] | None:
+        """All of the table of pages, where there is one; gives (buffer, token)."""
+        if self.table is None:
+            return None
+        shape = [self.problem.batch, self.problem.pages]
+        buffer = self.buffer("table", 1, shape, i32)
+        return buffer, self.load(self.table, [const(0)] * 2, [const(n) for n in shape], Access(buffer), 0, "table")
+
+    def _store(self, rows: SSAValue, table: tuple[SSAValue, SSAValue] | None, loaded: SSAValue, stage: int) -> None:
+        starts, extents = self._starts(), self._extents()
+        if table is None:
+            self.store(Access(rows), self.result, starts, extents, [loaded], stage)
+            return
+        buffer, ready = table
+        batch, heads, row, column = starts
+        reads = [Access(rows), Access(buffer, (batch, const(0)) if batch != const(0) else ())]
+        timed = self.timed(extents, reads, after=[loaded, ready], stage=stage)
+        starts = [batch, heads, row + self.problem.old, column]
+        self.emit(StoreOp(replace(timed, tensor=self.result, tensor_offsets=starts), block=self.problem.block), "store")
 
     def _starts(self) -> list[Expr]:
         return [*(var(name) * self.tile[name] if name in self.loops else const(0) for name in TILED), const(0)]
@@ -163,20 +228,25 @@ class _Copy(Nest):
 
 def read_append(kernel: KernelOp) -> tuple[AppendProblem, dict[str, SSAValue]] | None:
     """The problem and the tensors of a kernel that loads rows and stores them, None of any other."""
-    timed = [op for op in kernel.walk() if isinstance(op, TimedOp)]
-    if len(timed) != 2:
-        return None
-    load, store = timed
+    *first, load, store = [None, None, *(op for op in kernel.walk() if isinstance(op, TimedOp))][-3:]
+    (table,) = first
     if not isinstance(load, LoadOp) or not isinstance(store, StoreOp) or load.writes[0] is not store.reads[0]:
         return None
     assert load.tensor is not None
     assert store.tensor is not None
-    type = store.tensor_type
-    if len(type.dims) != 4 or load.tensor_type.element_type != type.element_type:
+    type, new = store.tensor_type, load.tensor_type.dims
+    if len(type.dims) != 4 or len(new) != 4 or load.tensor_type.element_type != type.element_type:
         return None
     batch, heads, rows, width = type.dims
-    repeated = load.tensor_type.dims != type.dims
+    repeated = new[1] != heads
     problem = AppendProblem(batch, heads, rows, width, type.element_bytes, repeated)
-    if load.tensor_type.dims != problem.loaded_shape:
+    values = {"new": load.tensor, "result": store.tensor}
+    if store.block is not None:
+        if not isinstance(table, LoadOp) or table.tensor is None or table.writes[0] is not store.reads[1]:
+            return None
+        pages = table.tensor_type.dims[1]
+        problem = replace(problem, rows=new[2], block=store.block.data, pages=pages, old=rows - new[2])
+        values["pages"] = table.tensor
+    elif table is not None:
         return None
-    return problem, {"new": load.tensor, "result": store.tensor}
+    return (problem, values) if new == problem.loaded_shape else None

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from xdsl.ir import SSAValue
 
-from flatc.dialects.attn import FeaturesOp, PagedOp, shape_of
+from flatc.dialects.attn import AppendOp, FeaturesOp, PagedOp, shape_of
 from flatc.dialects.diagnostics import FlatcError, position_of
 from flatc.dialects.flat import FusedOp
 from flatc.dialects.frozen import frozen
@@ -31,10 +31,18 @@ class Pages:
 
 
 def page_of(value: SSAValue) -> PagedOp | None:
-    """The operator that takes a tensor, or the tensor that it is features of, from pages."""
-    while isinstance(value.owner, FeaturesOp):
-        value = value.owner.x
-    return value.owner if isinstance(value.owner, PagedOp) else None
+    """The operator that takes a tensor from pages, or what it is features of, or the cache that it was appended to."""
+    while True:
+        owner = value.owner
+        if isinstance(owner, FusedOp):
+            inner = owner.yield_op.values[owner.outputs.index(value)].owner
+            if not isinstance(inner, AppendOp):
+                return None
+            value = dict[SSAValue, SSAValue](zip(owner.body.block.args, owner.inputs, strict=True))[inner.cache]
+        elif isinstance(owner, FeaturesOp | AppendOp):
+            value = owner.operands[0]
+        else:
+            return owner if isinstance(owner, PagedOp) else None
 
 
 def values_in_keys(fused: FusedOp, k: SSAValue | None, v: SSAValue | None) -> int | None:

@@ -9,7 +9,7 @@ another tensor or what a kernel needs in another order, has to be copied there b
 Products take the rows of all sequences together, and those with a weight for each head do so head by head. In
 [B, H, S, D], the rows of one head lie at even distances only if there is one sequence, or one row of each; else the
 tensor is stored as [B, S, H, D]. In a cache, which has room for other rows between those of two sequences, no result of
-a product can be stored then.
+a product can be stored then. Into pages only rows that are copied can be stored, by way of their table.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from flatc.dialects.attn import (
     shape_of,
 )
 from flatc.dialects.flat import FusedOp
+from flatc.passes.kernels.keyed_storage import page_of
 
 VIEWS = (SplitHeadsOp, MergeHeadsOp, FeaturesOp, PagedOp)
 """Operators that move nothing, and whose result is no kernel's."""
@@ -46,7 +47,7 @@ def stored_in(value: SSAValue) -> AppendOp | ConcatOp | None:
     if place is None or not is_computed(value) or _has_users(value, MergeHeadsOp):
         return None
     if isinstance(place, AppendOp):
-        there = _fits_a_cache(value) and _cache_is_there(place, value)
+        there = page_of(place.cache) is None and _fits_a_cache(value) and _cache_is_there(place, value)
     else:
         there = not (_is_product(value) and in_order_of_rows(place.result)) or _is_by_head(value)
     return place if there else None

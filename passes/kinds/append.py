@@ -17,7 +17,7 @@ from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.flat import FusedOp
 from flatc.dialects.spatial import KernelOp
 from flatc.passes.cost.closed_form import ClosedForm
-from flatc.passes.cost.primitive_costs import ceil_divide, energy_pj
+from flatc.passes.cost.primitive_costs import Work, ceil_divide, energy_pj
 from flatc.passes.cost.transfer_prices import TransferPrices
 from flatc.passes.kernels.append_rows import (
     AppendProblem,
@@ -26,6 +26,7 @@ from flatc.passes.kernels.append_rows import (
     read_append,
     rows_of,
 )
+from flatc.passes.kernels.keyed_storage import PAGE_BYTES, pages_of
 from flatc.passes.kernels.schedule_problem import Part
 from flatc.passes.kinds.kind import KernelKind, Region
 from flatc.passes.mapping.map_space import tile_sizes
@@ -46,13 +47,20 @@ class AppendKind(KernelKind[AppendProblem, AppendMapping]):
     @override
     def match(self, fused: FusedOp) -> Region[AppendProblem]:
         problem, op = match_append(fused)
-        return Region(problem, {"new": rows_of(op), "result": op.result})
+        values = {"new": rows_of(op), "result": op.result}
+        pages = pages_of(fused, op.cache, None) if isinstance(op, AppendOp) else None
+        return Region(problem, values if pages is None else values | {"pages": pages.table})
 
     @override
     def check(self, problem: AppendProblem, mapping: AppendMapping, accelerator: Accelerator, kernel: str) -> None:
         for name, tile, size in zip(TILED, mapping.tiles, problem.shape, strict=False):
             if tile > size:
                 raise FlatcError(f"{kernel}: the tile of {name} is {tile}, and there are only {size}")
+        if not problem.keeps_to_pages(mapping.row):
+            raise FlatcError(
+                f"{kernel}: tiles of {mapping.row} rows behind {problem.old} cut through pages of {problem.block}",
+                help="use tiles that begin with a page or lie within one, as one row does",
+            )
         if problem.repeated and mapping.head > 1:
             raise FlatcError(f"{kernel}: one head is loaded, and the tile of head is {mapping.head}", help="make it 1")
 
@@ -95,13 +103,15 @@ class AppendKind(KernelKind[AppendProblem, AppendMapping]):
 
     @override
     def tensor_shapes(self, problem: AppendProblem) -> dict[str, tuple[int, ...]]:
-        return {"new": problem.loaded_shape, "result": problem.shape}
+        batch, heads, rows, width = problem.shape
+        found = {"new": problem.loaded_shape, "result": (batch, heads, problem.old + rows, width)}
+        return found if problem.block is None else found | {"pages": (batch, problem.pages)}
 
     @override
     def build(
         self, fused: FusedOp, problem: AppendProblem, mapping: AppendMapping, tensors: Dictionary[str, SSAValue]
     ) -> list[Operation]:
-        return build_append(problem, mapping, tensors["new"], tensors["result"])
+        return build_append(problem, mapping, tensors["new"], tensors["result"], tensors.get("pages"))
 
     @override
     def price(self, problem: AppendProblem, accelerator: Accelerator, mapping: AppendMapping) -> ClosedForm:
@@ -113,10 +123,13 @@ class AppendKind(KernelKind[AppendProblem, AppendMapping]):
 
         prices, (loads, stores) = TransferPrices(accelerator, problem.on_chip), _transfers(problem, mapping)
         overhead = accelerator.offchip.overhead_cycles
-        moved = {"new": column(problem.loaded_bytes), "result": column(problem.bytes)}
+        moved, paged = {"new": column(problem.loaded_bytes), "result": column(problem.bytes)}, problem.block is not None
         read = problem.loaded_bytes * prices.rate("new") + loads * overhead
         written = problem.bytes * prices.rate("result") + stores * overhead
-        work = prices.work(moved)
+        if paged:
+            moved["pages"] = column(problem.table_bytes)
+            read = read + problem.table_bytes * prices.rate("pages") + overhead
+        work = prices.work(moved) + Work(buffer_read_bytes=column(stores * PAGE_BYTES * paged))
         shared = accelerator.offchip.channels == "shared"
         # A copy on chip has no latency: only the store's is left.
         alone = accelerator.offchip.latency_cycles * (1 + (loads == 1 and not problem.on_chip))
@@ -143,23 +156,29 @@ class AppendKind(KernelKind[AppendProblem, AppendMapping]):
 
 
 def _space(problem: AppendProblem, accelerator: Accelerator) -> list[AppendMapping]:
-    """All rows at once, or by batch, by head, or by rows of a head, with one slot or two."""
+    """All rows at once, or by batch, by head, or by rows of a head, with one slot or two; tiles that keep to pages."""
     tiles = [(problem.batch, problem.loaded_heads, problem.rows), (1, problem.loaded_heads, problem.rows)]
     tiles += [(1, 1, rows) for rows in tile_sizes(problem.rows, accelerator.array.rows)]
-    return [AppendMapping(*tile, slots) for tile in dict.fromkeys(tiles) for slots in (1, 2)]
+    tiles += [(problem.batch, problem.loaded_heads, 1)] * (problem.block is not None)
+    kept = [tile for tile in dict.fromkeys(tiles) if problem.keeps_to_pages(tile[2])]
+    return [AppendMapping(*tile, slots) for tile in kept for slots in (1, 2)]
 
 
 def _peak_bytes(problem: AppendProblem, mapping: AppendMapping) -> int:
-    return mapping.slots * prod(mapping.tiles) * problem.width * problem.element_bytes
+    return mapping.slots * prod(mapping.tiles) * problem.width * problem.element_bytes + problem.table_bytes
 
 
 def _transfers(problem: AppendProblem, mapping: AppendMapping) -> tuple[int, int]:
-    """How many loads, and how many stores."""
+    """How many loads of rows, and how many stores: in pages, one for each page of each sequence."""
     loads, stores = (
         prod(ceil_divide(size, tile) for size, tile in zip(shape, mapping.tiles, strict=False))
         for shape in (problem.loaded_shape, problem.shape)
     )
-    return loads, stores
+    if problem.block is None:
+        return loads, stores
+    full, ragged = divmod(problem.rows, mapping.row)
+    pages = full * ceil_divide(mapping.row, problem.block) + ceil_divide(ragged, problem.block)
+    return loads, problem.batch * ceil_divide(problem.heads, mapping.head) * pages
 
 
 APPEND = AppendKind()
