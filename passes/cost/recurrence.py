@@ -43,6 +43,9 @@ first one of all that is alike."""
 LONGEST_PERIOD = 8
 """So many rounds are looked back to find times that move on evenly."""
 
+FEWEST_IN_A_TRIP = 20
+"""Fewer rounds of a loop inside of a trip are taken sooner than they are compared."""
+
 PATIENCE = 16
 """After so many rounds that do not, the least of their moves must do."""
 
@@ -235,7 +238,7 @@ class Recurrence:
                 for issue in plan:
                     self._issue(issue, place, ticks)
 
-            self._repeat(rounds.count, once, self._loop_scopes[loop], 0, lambda: trip.place)
+            self._repeat(rounds.count, once, self._loop_scopes[loop], 0, lambda: trip.place, FEWEST_IN_A_TRIP)
 
     # --- Moments --------------------------------------------------------------------------------------------
 
@@ -289,16 +292,25 @@ class Recurrence:
         self._repeat(count, round, self._scopes[level], late, lambda: self._place)
 
     def _repeat(
-        self, count: int, round: Callable[[], None], scope: _Scope, late: int, place: Callable[[], Place]
+        self,
+        count: int,
+        round: Callable[[], None],
+        scope: _Scope,
+        late: int,
+        place: Callable[[], Place],
+        fewest: int = 3,
     ) -> None:
-        """In the first `late` rounds the pipeline still works on what was before them."""
+        """In the first `late` rounds the pipeline still works on what was before them.
+
+        Of fewer rounds than `fewest` behind these, each is taken.
+        """
         history: list[_State] = []
         done = 0
         while done < count:
             round()
             done += 1
             left = count - done
-            if done < late or not left or count < late + 3:
+            if done < late or not left or count < late + fewest:
                 continue
             now = self._state(scope, place())
             period, move = _even_move(history, now, left)

@@ -12,7 +12,7 @@ Tiles come from stated finite sets, so that "best" has a meaning:
                  (`auto`); `in turn`: one set of scores, array and vector unit alternate; `single`: no second slot
                  anywhere
     row sums     on the vector unit, or a column of ones beside V (`auto`, overlapped)
-    strips       an online softmax may work on r key tiles at a time: r = 2, 3, 4, 6, 8, 12, ..., of tiles of 1, 2, 4 or
+    strips       an online softmax may work on r key tiles at a time: r = 2, 3, 4, 6, 8, 12, ..., of tiles of 2, 4 or
                  8 times the array's side, K and V streamed, one kv head in a tile, overlapped; what the two rules of
                  `strip_space` leave
     PEs          where they can do max, exp and add: all softmax work of scores on tiles in their registers, 1, 3 or 5
@@ -41,7 +41,7 @@ MULTIPLES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 MOST_BALANCED = 16
 MOST_HEADS_IN_A_TILE = 64
 MOST_MASKED_QUERY_TILES = 16384
-STRIP_MULTIPLES = (1, 2, 4, 8)
+STRIP_MULTIPLES = (2, 4, 8)
 
 
 @frozen

@@ -77,7 +77,7 @@ QUESTIONS = [
     Question("flat", Shape(queries=2, keys=3, d_qk=9, d_v=2), capacity=300),
     Question("online", Shape(queries=5, keys=3, d_qk=8, d_v=5)),
     Question("online", SMALL, "sinks", capacity=400),
-    Question("online", Shape(queries=2, keys=9, d_qk=3, d_v=6), capacity=350),
+    Question("online", Shape(queries=2, keys=17, d_qk=3, d_v=6), capacity=600),
     Question("auto", Shape(queries=2, keys=3, d_qk=5, d_v=5)),
     Question("unfused", SMALL, part="logit"),
     Question("unfused", SMALL, "causal", part="mask+softmax"),
@@ -176,7 +176,7 @@ def tried(question: Question) -> tuple[int, int, dict[Objective, tuple[float, ..
     return covered, legal, best
 
 
-MASKED_STRIPS = Question("online", Shape(queries=2, keys=70, d_qk=1, d_v=3), "causal", capacity=400)
+MASKED_STRIPS = Question("online", Shape(queries=2, keys=130, d_qk=1, d_v=3), "causal", capacity=400)
 
 
 @pytest.mark.parametrize("question", [*QUESTIONS, pytest.param(MASKED_STRIPS, marks=pytest.mark.slow)], ids=str)
