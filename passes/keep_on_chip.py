@@ -29,7 +29,6 @@ from xdsl.ir import Attribute, SSAValue
 from xdsl.passes import ModulePass
 
 from flatc.dialects.accelerator import Accelerator, accelerator_of
-from flatc.dialects.attn import AppendOp
 from flatc.dialects.flat import FusedOp, MappingAttr
 from flatc.dialects.frozen import frozen
 from flatc.dialects.kernel_mapping import KernelMapping
@@ -107,9 +106,9 @@ class _Program:
         number = {kernel: place for place, kernel in enumerate(self.kernels)}
         found: list[Candidate] = []
         for kernel in self.kernels:
-            for value, result in zip(kernel.yield_op.values, kernel.results, strict=True):
+            for result in kernel.results:
                 users = users_of(result)
-                if users and not isinstance(value.owner, AppendOp):
+                if users:
                     last = max(number[user] for user in users)
                     found.append(Candidate(result, _bytes(result), number[kernel], last))
         return found

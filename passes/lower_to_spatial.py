@@ -64,6 +64,7 @@ from flatc.dialects.spatial import (
     SliceOp,
     TensorRefType,
     ViewOp,
+    stays_on_chip,
 )
 from flatc.dialects.spatial import PagedOp as SpatialPagedOp
 from flatc.dialects.spatial import ReturnOp as ScheduleReturnOp
@@ -216,6 +217,13 @@ class _Lowering:
             self.tensors[result], self.windows[result] = self._grown(value.owner, outside[value.owner.cache])
         else:
             self._place(result)
+        kernel = result.owner
+        if isinstance(kernel, FusedOp) and result in kernel.kept and not stays_on_chip(self.tensors[result]):
+            raise FlatcError(
+                f"a result of kernel '{kernel.kernel.data}' cannot stay on chip: it is a part of another tensor",
+                position=position_of(kernel),
+                help="leave it out of on_chip, as keep-on-chip does",
+            )
 
     def _place(self, value: SSAValue) -> SSAValue:
         """The tensor that a value is stored into: its own, or a window of what it is put into."""

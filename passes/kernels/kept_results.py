@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from xdsl.ir import Operation, SSAValue
 
-from flatc.dialects.attn import FeaturesOp, MergeHeadsOp, SplitHeadsOp
+from flatc.dialects.attn import AppendOp, FeaturesOp, MergeHeadsOp, SplitHeadsOp
 from flatc.dialects.flat import FusedOp
 
 VIEWS = (SplitHeadsOp, MergeHeadsOp, FeaturesOp)
@@ -46,8 +46,12 @@ def _stays(value: SSAValue) -> bool:
 
 
 def users_of(result: SSAValue) -> list[FusedOp] | None:
-    """The kernels that read a result of a kernel; None if anything but kernels needs it: it has to go off chip."""
-    found: list[FusedOp] = []
+    """The kernels that read a result of a kernel; None if anything else needs it, or it is a cache that grew."""
+    kernel, found = result.owner, list[FusedOp]()
+    assert isinstance(kernel, FusedOp)
+    made = dict(zip(kernel.results, kernel.yield_op.values, strict=True))[result]  # pyright: ignore[reportArgumentType]
+    if isinstance(made.owner, AppendOp):
+        return None
     for op in _users(result):
         if not isinstance(op, FusedOp):
             return None

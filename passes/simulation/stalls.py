@@ -21,7 +21,7 @@ from xdsl.ir import OpResult
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.frozen import frozen
-from flatc.dialects.spatial import KernelOp, LoadOp, MatmulOp, StoreOp, TimedOp, VectorOp
+from flatc.dialects.spatial import KernelOp, LoadOp, MatmulOp, StoreOp, TimedOp, VectorOp, stays_on_chip
 from flatc.passes.cost.cost_model import CostModel
 from flatc.passes.simulation.budget import OutOfBudget
 from flatc.passes.simulation.event_simulation import Simulation
@@ -111,10 +111,13 @@ class StallSimulation(Simulation):
 
 
 def operation_name(op: TimedOp) -> str:
-    """What a user calls an operation: `load k`, `matmul into scores`, `exp`."""
+    """What a user calls an operation: `load k`, `copy from hidden`, `matmul into scores`, `exp`."""
     if isinstance(op, LoadOp | StoreOp):
         assert op.tensor is not None
-        return f"{'load' if isinstance(op, LoadOp) else 'store'} {tensor_name(op.tensor)}"
+        loads = isinstance(op, LoadOp)
+        if stays_on_chip(op.tensor):
+            return f"copy {'from' if loads else 'into'} {tensor_name(op.tensor)}"
+        return f"{'load' if loads else 'store'} {tensor_name(op.tensor)}"
     if isinstance(op, MatmulOp):
         buffer, _ = _buffer(op)
         return f"matmul into {buffer}"

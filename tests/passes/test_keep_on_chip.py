@@ -17,6 +17,7 @@ import flatc
 from flatc.accelerators import load
 from flatc.compiler import Compilation, load_module, lower
 from flatc.dialects.accelerator import Accelerator, accelerator_of, attach_accelerator
+from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.flat import FusedOp
 from flatc.frontend.mlir import parse_mlir
 from flatc.interpreter import random_inputs, run_module
@@ -115,6 +116,19 @@ def test_outputs_and_rows_of_caches_go_off_chip():
     module = tiled(LAYER, ROOMY)
     KeepOnChipPass().apply(Context(), module)
     assert [name for name, numbers in staying(module).items() if not numbers] == ["rope_1", "append_cv", "add_1"]
+
+
+def test_what_cannot_stay_is_refused_where_it_was_asked_for_by_hand():
+    module = tiled(LAYER, ROOMY)
+    (rope,) = (op for op in kernels(module) if op.kernel.data == "rope_1")
+    rope.keep(rope.results)
+    with pytest.raises(FlatcError, match="'rope_1' cannot stay on chip: it is a part of another tensor"):
+        lower(module)
+    returned = tiled(FEED_FORWARD, machine())
+    last = kernels(returned)[-1]
+    last.keep(last.results)
+    with pytest.raises(FlatcError, match=r'tensor "y" stays on chip, and spatial.return needs it off chip'):
+        lower(returned)
 
 
 def test_what_does_not_fit_is_not_kept():
