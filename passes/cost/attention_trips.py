@@ -9,14 +9,21 @@ key tiles, alike ones in a row as rounds that `recurrence` walks through few of.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from functools import partial
 from math import prod
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.frozen import frozen
 from flatc.dialects.mapping import Mapping
 from flatc.passes.cost.attention_steps import AttentionSteps, divides
-from flatc.passes.cost.key_geometry import QueryTiles, every_row_sees_keys, query_tiles, strips_of
+from flatc.passes.cost.key_geometry import (
+    MOST_QUERY_TILES,
+    KeyTiles,
+    QueryTiles,
+    every_row_sees_keys,
+    query_tiles,
+    strips_of,
+)
 from flatc.passes.cost.primitive_costs import (
     VECTOR_WORK,
     MatmulTile,
@@ -30,6 +37,7 @@ from flatc.passes.cost.recurrence import (
     FIRST,
     HEAD,
     HEADS,
+    KEY,
     QUERY,
     STRIP,
     Place,
@@ -48,12 +56,11 @@ from flatc.passes.kernels.score_ops import Operand, operand_level
 def trip_cycles(problem: AttentionProblem, accelerator: Accelerator, mapping: Mapping) -> float | None:
     """Cycles that a kernel takes at the least; None where its nest is not covered.
 
-    Not covered are interleaved query tiles, scores that are made twice, rows without a softmax, and masks that leave
-    rows without a key.
+    Not covered are interleaved query tiles, rows without a softmax, and masks that leave rows without a key.
     """
     softmax = mapping.softmax
     by_rows = softmax.algorithm == "rows"
-    if mapping.interleave > 1 or softmax.algorithm == "streamed" or (by_rows and not problem.has("softmax")):
+    if mapping.interleave > 1 or (by_rows and not problem.has("softmax")):
         return None
     if not every_row_sees_keys(problem) or "query" in (mapping.keep.k_level, mapping.keep.v_level):
         return None
@@ -66,7 +73,7 @@ def trip_cycles(problem: AttentionProblem, accelerator: Accelerator, mapping: Ma
 
 @frozen
 class _Tile:
-    """Extents of a tile; `strip` are the keys of whole rows, or of a strip of them."""
+    """Extents of a tile; `strip` are the keys of whole rows."""
 
     batch: int
     kv_head: int
@@ -98,7 +105,7 @@ class _Prices(TickPrices):
         """(until its resource is free, until its result is there) of a step."""
         found = self._known.get((tile, name))
         if found is None:
-            found = self._known[tile, name] = self._price(name, tile)
+            found = self._known[tile, name] = self._price(name.rstrip("'"), tile)
         return found
 
     def _price(self, name: str, tile: _Tile) -> Times:
@@ -161,8 +168,9 @@ class _Prices(TickPrices):
             late = divides(p, self.mapping)
             kind = "cast" if not late else "divide_by_last" if softmax.total == "attend" else "divide"
             return self.on_vector(kind, tile.rows, p.d_v, converts=p.converts_output)
-        if name in ("X", "Y"):
-            return self._rows_softmax(name, tile) if softmax.algorithm == "rows" else self._online_softmax(name, tile)
+        if name in ("X", "Y", "F"):
+            of_kind = {"rows": self._rows_softmax, "streamed": self._streamed_softmax}
+            return of_kind.get(softmax.algorithm, self._online_softmax)(name, tile)
         if name in ("N", "E", "U"):
             kind, unit = {
                 "N": ("tile_max", softmax.maximum),
@@ -187,8 +195,13 @@ class _Prices(TickPrices):
 
     def _online_softmax(self, name: str, tile: _Tile) -> Times:
         kind = "exp" if self.mapping.softmax.total == "attend" else "exp_sum_online"
-        width = tile.strip or tile.key
-        return self._together(name, [("row_max_online", False), (kind, True)], tile.rows, width, ())
+        return self._together(name, [("row_max_online", False), (kind, True)], tile.rows, tile.strip or tile.key, ())
+
+    def _streamed_softmax(self, name: str, tile: _Tile) -> Times:
+        kinds = {"Y": ("row_max_online", "exp_sum_online"), "F": ("exp",), "X": ("divide",)}[name]
+        converts = self.problem.converts_probabilities and name == "X"
+        ticks = sum(self.on_vector(kind, tile.rows, tile.key, converts=converts)[0] for kind in kinds)
+        return ticks, ticks
 
     def _rows_softmax(self, name: str, tile: _Tile) -> Times:
         early = self.mapping.softmax.divide == "early"
@@ -211,7 +224,10 @@ class _Prices(TickPrices):
 _Body = Callable[[int], None]
 """Works on a tile of so many."""
 
-_Moment = tuple[tuple[int, int, int], int, tuple[int, ...]]
+_Heads = tuple[int, int, int]
+"""Sequences, kv heads and query heads of each in a tile."""
+
+_Moment = tuple[_Heads, int, tuple[int, ...]]
 """Heads, the place among the query tiles, and how far all times lie ahead of the first free resource."""
 
 WORTH_A_LOOK = 4
@@ -226,11 +242,16 @@ class _Walk:
 
     def __init__(self, problem: AttentionProblem, mapping: Mapping, steps: tuple[Step, ...], prices: _Prices):
         self.problem, self.mapping, self.steps, self.prices = problem, mapping, steps, prices
-        self.by_rows = mapping.softmax.algorithm == "rows"
-        self.strip_tiles = mapping.softmax.rescaled_every
+        self.by_rows, self.strip_tiles = (
+            mapping.softmax.algorithm in ("rows", "streamed"),
+            mapping.softmax.rescaled_every,
+        )
         self.pipeline = Recurrence(steps)
         self.head = self.query = self.strip = self.key = 0
         self._begins = True
+        # Where query tiles are taken to have less key tiles than they do, strips begin elsewhere: masks are left out.
+        merged = self.strip_tiles > 1 and problem.queries > mapping.tiles.query * MOST_QUERY_TILES
+        self._edge = 0 if merged else EDGE
         self._ticks: dict[_Tile, Ticks] = {}
         self._followed: dict[_Moment, tuple[int, Saved, Place]] = {}
         self._tiles = query_tiles(problem, mapping.tiles.query, mapping.tiles.key)
@@ -265,7 +286,7 @@ class _Walk:
         p, t = self.problem, self.mapping.tiles
         self._rounds(p.group, t.group, lambda group: self._queries((batch, kv_head, group)), QUERY)
 
-    def _queries(self, heads: tuple[int, int, int]) -> None:
+    def _queries(self, heads: _Heads) -> None:
         """All query tiles of a tile of heads.
 
         Where a state is met that was met before in the same place, what follows is what followed then.
@@ -298,41 +319,40 @@ class _Walk:
         begins, self._begins = self._begins, False
         return HEAD if begins else 0
 
-    def _stream(self, heads: tuple[int, int, int], tiles: QueryTiles) -> None:
+    def _stream(self, heads: _Heads, tiles: QueryTiles) -> None:
         """The trips of a query tile, one for each key tile."""
-        self.pipeline.stream(self._key_tiles(heads, tiles), self._next_query() | FIRST, self._trip)
+        trips = [(part.count, partial(self._trip, part)) for part in self._key_tiles(heads, tiles.extent, tiles.parts)]
+        self.pipeline.stream(trips, self._next_query() | FIRST, KEY)
 
-    def _key_tiles(self, heads: tuple[int, int, int], tiles: QueryTiles) -> list[Rounds]:
-        return [
-            Rounds(part.trips, EDGE * part.masked, self._of(_Tile(*heads, tiles.extent, part.extent, 0)))
-            for part in tiles.parts
-        ]
-
-    def _trip(self, kind: int, ticks: Ticks) -> None:
+    def _trip(self, part: Rounds, kind: int) -> None:
         self.key += 1
-        self.pipeline.trip((self.head, self.query, 0, self.key), kind, ticks)
+        self.pipeline.trip((self.head, self.query, 0, self.key), kind | part.kind, part.ticks)
 
-    def _row(self, heads: tuple[int, int, int], tiles: QueryTiles) -> None:
-        """The trip of a query tile whose rows stay on chip."""
-        self._loops(self._next_query(), heads, tiles)
+    def _key_tiles(self, heads: _Heads, rows: int, parts: Sequence[KeyTiles]) -> list[Rounds]:
+        return [Rounds(part.trips, EDGE * part.masked, self._of(_Tile(*heads, rows, part.extent, 0))) for part in parts]
 
-    def _strips(self, heads: tuple[int, int, int], tiles: QueryTiles) -> None:
+    def _strips(self, heads: _Heads, tiles: QueryTiles) -> None:
         """The trips of a query tile, one for each strip of key tiles."""
+        strips = [
+            (count, partial(self._strip, heads, tiles.extent, parts))
+            for count, parts in strips_of(tiles.parts, self.strip_tiles)
+        ]
+        self.pipeline.stream(strips, self._next_query() | FIRST, STRIP)
 
-        def of(strip: QueryTiles) -> Callable[[int], None]:
-            return lambda kind: self._loops(kind, heads, strip)
-
-        strips = strips_of(tiles.parts, self.strip_tiles)
-        trips = [(count, of(replace(tiles, parts=parts))) for count, parts in strips]
-        self.pipeline.stream_of(trips, self._next_query() | FIRST, STRIP)
-
-    def _loops(self, kind: int, heads: tuple[int, int, int], tiles: QueryTiles) -> None:
-        """A trip with loops over key tiles inside: those of a query tile, or of a strip of it."""
+    def _strip(self, heads: _Heads, rows: int, parts: Sequence[KeyTiles], kind: int) -> None:
         self.strip += 1
-        every = self._key_tiles(heads, tiles)
+        self._with_loops(heads, rows, parts, kind)
+
+    def _row(self, heads: _Heads, tiles: QueryTiles) -> None:
+        """The trip of a query tile whose rows stay on chip."""
+        self._with_loops(heads, tiles.extent, tiles.parts, self._next_query())
+
+    def _with_loops(self, heads: _Heads, rows: int, parts: Sequence[KeyTiles], kind: int) -> None:
+        """A trip of loops over key tiles."""
+        every = self._key_tiles(heads, rows, parts)
         changed = every if self.problem.score_ops else [rounds for rounds in every if rounds.kind]
-        ticks = self._of(_Tile(*heads, tiles.extent, 1, tiles.keys))
-        loops = {"fill": every, "change": changed, "use": every}
+        ticks = self._of(_Tile(*heads, rows, 1, sum(part.trips * part.extent for part in parts)))
+        loops = {"fill": every, "change": changed, "measure": every, "use": every}
         self.pipeline.trip((self.head, self.query, self.strip, 0), kind, ticks, loops)
 
     def _of(self, tile: _Tile) -> Ticks:

@@ -8,8 +8,7 @@ loop bounds, so that counting and executing cannot disagree.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
 
@@ -244,28 +243,27 @@ class QueryTiles:
         """How many key tiles one of them visits."""
         return sum(part.trips for part in self.parts)
 
-    @property
-    def keys(self) -> int:
-        """How many keys one of them visits."""
-        return sum(part.trips * part.extent for part in self.parts)
 
-
-def strips_of(parts: Sequence[KeyTiles], every: int) -> Iterator[tuple[int, tuple[KeyTiles, ...]]]:
-    """The key tiles of a query tile in strips of `every` tiles, the last perhaps of fewer: how many alike in a row."""
-    begun: list[KeyTiles] = []
-    room = every
+def strips_of(parts: Sequence[KeyTiles], tiles: int) -> list[tuple[int, tuple[KeyTiles, ...]]]:
+    """The key tiles of a query tile in strips of so many: (how many strips in a row are alike, their key tiles)."""
+    found: list[tuple[int, tuple[KeyTiles, ...]]] = []
+    strip: list[KeyTiles] = []
+    room = tiles
     for part in parts:
         left = part.trips
         while left:
-            alike = max(1, left // every if room == every else 0)
+            whole = left // tiles if not strip else 0
+            if whole:
+                found.append((whole, (KeyTiles(tiles, part.extent, part.masked),)))
+                left -= whole * tiles
+                continue
             some = min(left, room)
-            begun.append(replace(part, trips=some))
-            left, room = left - some * alike, room - some
+            strip.append(KeyTiles(some, part.extent, part.masked))
+            left, room = left - some, room - some
             if not room:
-                yield alike, tuple(begun)
-                begun, room = [], every
-    if begun:
-        yield 1, tuple(begun)
+                found.append((1, tuple(strip)))
+                strip, room = [], tiles
+    return [*found, (1, tuple(strip))] if strip else found
 
 
 MOST_QUERY_TILES = 256

@@ -10,6 +10,7 @@ at a loop of one trip is loaded once, when everything (or a head) begins. `recur
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.frozen import frozen
@@ -25,7 +26,6 @@ from flatc.passes.cost.recurrence import (
     LAST,
     QUERY,
     Recurrence,
-    Rounds,
     Step,
     Ticks,
     Wait,
@@ -139,10 +139,11 @@ class _Walk(TickPrices):
         """All turns of one tile of the result."""
         self.tile += 1
         begins, self.begins = self.begins | FIRST, 0
-        parts = [Rounds(count, 0, self._ticks(_Tile(**extents, k=k))) for count, k in self.parts["k"] if count]
-        self.pipeline.stream(parts, begins, self._turn)
+        sizes = [(count, k) for count, k in self.parts["k"] if count]
+        turns = [(count, partial(self._turn, self._ticks(_Tile(**extents, k=k)))) for count, k in sizes]
+        self.pipeline.stream(turns, begins, KEY)
 
-    def _turn(self, kind: int, ticks: Ticks) -> None:
+    def _turn(self, ticks: Ticks, kind: int) -> None:
         self.turn += 1
         self.pipeline.trip((self.outer, self.tile, 0, self.turn), kind, ticks)
 

@@ -29,7 +29,7 @@ Against `simulation`: that one knows nothing but operations and is exact; this o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 from flatc.dialects.frozen import frozen
 
@@ -52,10 +52,8 @@ PATIENCE = 16
 Ticks = tuple[tuple[int, int], ...]
 """For each step of a pipeline: how long its resource is taken, and when the result is there."""
 
-_LEVELS = (HEADS, QUERY, STRIP, KEY)
-
 Place = tuple[int, int, int, int]
-"""The number of a tile of heads, of a query tile, of a strip, and of a tile of scores."""
+"""The number of a tile of heads, of a query tile, of a strip, and of a tile of scores: what each level counts."""
 
 
 @frozen
@@ -265,24 +263,19 @@ class Recurrence:
 
     # --- Rounds ---------------------------------------------------------------------------------------------
 
-    def stream(self, parts: Sequence[Rounds], begins: int, trip: Callable[[int, Ticks], None]) -> None:
-        """The trips of a query tile; `trip` makes one of a kind, the first of which is of the kind `begins`, too."""
+    def stream(self, parts: Sequence[tuple[int, Callable[[int], None]]], begins: int, level: int) -> None:
+        """The trips of a query tile: so many of each part, made by what is given their kind.
 
-        def of(part: Rounds) -> Callable[[int], None]:
-            return lambda kind: trip(kind | part.kind, part.ticks)
-
-        self.stream_of([(part.count, of(part)) for part in parts], begins, KEY)
-
-    def stream_of(self, parts: Sequence[tuple[int, Callable[[int], None]]], begins: int, level: int) -> None:
-        """The same of so many alike trips in a row, which differ in their tiles of `level` or below at most."""
+        The first of all is of the kind `begins`, the last of the kind `LAST`. Alike trips differ in tiles of `level`.
+        """
         left = sum(count for count, _ in parts)
         for count, trip in parts:
             left -= count
-            if begins:
+            if begins and count:
                 trip(begins | LAST * (count == 1 and not left))
                 begins, count = 0, count - 1
             ends = count > 0 and not left
-            self.repeat(count - ends, lambda trip=trip: trip(0), level, 1)
+            self.repeat(count - ends, partial(trip, 0), level, 1)
             if ends:
                 trip(LAST)
 
@@ -343,7 +336,8 @@ class Recurrence:
 
     @cached_property
     def _scopes(self) -> dict[int, _Scope]:
-        return {level: self._scope([s for s in self.steps if s.level >= level], level) for level in _LEVELS}
+        levels = HEADS, QUERY, STRIP, KEY
+        return {level: self._scope([step for step in self.steps if step.level >= level], level) for level in levels}
 
     @cached_property
     def _loop_scopes(self) -> dict[str, _Scope]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -58,21 +59,26 @@ def test_the_closed_form_of_a_chosen_mapping_is_a_bound_from_both_sides(graph: s
     found = list(TOOL.gaps(CORPUS[graph], machine, strategy))
     assert found
     for gap in found:
-        assert gap.closed_cycles <= gap.simulated_cycles * (1 + 1e-12)
-        assert gap.fills <= TOOL.MOST_FILLS, (gap.kernel, gap.ratio, gap.mapping.to_text())
+        _assert_near(gap)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["unfused", "flat-r", "online", "auto"])
-@pytest.mark.parametrize("machine", ["edge", "cloud"])
+@pytest.mark.parametrize("strategy", ["unfused", "flat-b", "flat-r", "online", "auto"])
+@pytest.mark.parametrize("machine", ["edge", "cloud", "fusemax"])
 @pytest.mark.parametrize("graph", CORPUS)
-def test_no_mapping_of_a_space_is_simulated_below_its_closed_form(graph: str, machine: str, strategy: str):
+def test_over_the_whole_corpus_the_closed_form_is_a_bound_from_both_sides(graph: str, machine: str, strategy: str):
     try:
-        found = list(TOOL.gaps(CORPUS[graph], machine, strategy, samples=8))
+        found = list(TOOL.gaps(CORPUS[graph], machine, strategy, samples=4))
     except NothingFits:
         return
     for gap in found:
-        assert gap.closed_cycles <= gap.simulated_cycles * (1 + 1e-12), (gap.kernel, gap.mapping.to_text())
+        _assert_near(gap)
+
+
+def _assert_near(gap: Any) -> None:
+    """For mappings that nobody chose, only the lower bound."""
+    assert gap.closed_cycles <= gap.simulated_cycles * (1 + 1e-12), (gap.kernel, gap.mapping.to_text())
+    assert gap.ratio <= TOOL.MOST_RATIO or not gap.chosen, (gap.kernel, gap.ratio, gap.mapping.to_text())
 
 
 def test_an_output_that_is_converted_is_stored_while_the_next_is_summed_up():

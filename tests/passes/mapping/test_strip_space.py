@@ -13,7 +13,6 @@ from flatc.builder import MaskExpr, causal
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.mapping import ArrayUse, Keep, Mapping, Softmax, Stages, Stationarity, Tiles
 from flatc.passes.cost.closed_form import evaluate_mapping
-from flatc.passes.cost.pipeline_fill import fill_cycles
 from flatc.passes.kernels.problem import AttentionProblem, match_kernel
 from flatc.passes.lower_to_spatial import lower_kernel_alone
 from flatc.passes.mapping.legal_mapping import check_mapping
@@ -22,6 +21,7 @@ from flatc.passes.mapping.priced_space import PricedSpace
 from flatc.passes.mapping.search import find_mapping
 from flatc.passes.mapping.strip_space import strip_spaces
 from flatc.passes.simulation.simulator import simulate_kernel
+from tests.pipeline_fill import fill_cycles
 from tests.support import Shape, attention, fused
 
 EDGE = load("edge")

@@ -1,9 +1,6 @@
-"""The constant of the two-sided bound: how long one tile takes from its loads to its store, alone on the machine.
+"""How long one tile of a mapping takes from its loads to its store, alone on the machine.
 
-    closed form <= simulated <= 1.01 x closed form + fills x fill_cycles(problem, accelerator, mapping)
-
-A pipeline begins with a tile that nothing overlaps and ends with one. What resources take of these, and what waits at
-the borders between tiles of different kinds, is a matter of a few such tiles however long the kernel is.
+Schedules that do the same but begin or end in another way differ by no more than such a tile.
 """
 
 from __future__ import annotations
