@@ -1,4 +1,7 @@
-"""Transfers of the spatial dialect: `spatial.load` and `spatial.store`, between a tensor and a buffer."""
+"""Transfers of the spatial dialect: `spatial.load` and `spatial.store`, between a tensor and a buffer.
+
+Tensors lie off chip, but for those that stay on chip between kernels (`spatial_onchip`): then a transfer is a copy.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +101,7 @@ class _TransferOp(TimedOp):
 
 @irdl_op_definition
 class LoadOp(_TransferOp):
-    """Off chip to on chip: `%t = spatial.load %q[%i * 64, 0] into %qb extent [64, 64] after(%u) stage 1`.
+    """From a tensor into a buffer: `%t = spatial.load %q[%i * 64, 0] into %qb extent [64, 64] after(%u) stage 1`.
 
         %t = spatial.load %k[0, 0, %i * 64, 0] by %table block 16 into %kb extent [1, 8, 64, 128] after(%u)
 
@@ -150,7 +153,7 @@ class LoadOp(_TransferOp):
 
 @irdl_op_definition
 class StoreOp(_TransferOp):
-    """On chip to off chip: `%t = spatial.store %ob into %o[%i * 64, 0] extent [64, 64] after(%u) stage 2`.
+    """From a buffer into a tensor: `%t = spatial.store %ob into %o[%i * 64, 0] extent [64, 64] after(%u) stage 2`.
 
     %t = spatial.store %rows into %k[0, 0, %i * 16, 0] by %table block 16 extent [1, 8, 16, 128] after(%u)
     """

@@ -38,7 +38,7 @@ from flatc.passes.kernels.problem import AttentionProblem, match_kernel
 from flatc.passes.kernels.take_apart import PARTITIONS, take_apart
 from flatc.passes.kinds.attention import ATTENTION
 from flatc.passes.kinds.registry import kind_of
-from flatc.passes.mapping.ranking import Objective, Ranking, objective_order, objectives
+from flatc.passes.mapping.ranking import Objective, in_turn, objectives
 from flatc.passes.mapping.search import NothingFits
 from flatc.passes.tile_attention import KernelSearch
 
@@ -113,7 +113,7 @@ class _Decision:
         refused: NothingFits | None = None
         least: tuple[float, ...] = (float("inf"),)
         try:
-            least = self._cost([self.search.simulated(self.fused)])
+            least = in_turn([self.search.simulated(self.fused)], self.objective)
         except NothingFits as error:
             refused = error
         chosen: Sequence[str] | None = None
@@ -122,9 +122,9 @@ class _Decision:
             if self._bound(parts) >= least:
                 continue
             try:
-                if self._cost([self.search.priced(part) for part in parts]) >= least:
+                if in_turn([self.search.priced(part) for part in parts], self.objective) >= least:
                     continue
-                cost = self._cost([self.search.simulated(part) for part in parts])
+                cost = in_turn([self.search.simulated(part) for part in parts], self.objective)
             except NothingFits:
                 continue
             if cost < least:
@@ -132,14 +132,6 @@ class _Decision:
         if chosen is None and refused is not None:
             raise refused
         return chosen
-
-    def _cost(self, rankings: Sequence[Ranking]) -> tuple[float, ...]:
-        """The objectives, in order, of kernels that run one after the other."""
-        order = objective_order(self.objective)
-        latency, energy, offchip = (
-            sum(ranking[order.index(name)] for ranking in rankings) for name in ("latency", "energy", "offchip")
-        )
-        return tuple(objectives(self.objective, latency, energy, offchip))
 
     def _bound(self, parts: Sequence[FusedOp]) -> tuple[float, ...]:
         """What kernels cost at the least: of their objectives in order, the first."""

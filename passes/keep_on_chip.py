@@ -36,7 +36,7 @@ from flatc.dialects.spatial_types import TensorRefType
 from flatc.passes.cost.bounds import AnyProblem
 from flatc.passes.kernels.kept_results import heights, outside_values, source_of, users_of
 from flatc.passes.kinds.registry import kind_of
-from flatc.passes.mapping.ranking import Ranking, objective_order, objectives
+from flatc.passes.mapping.ranking import Ranking, in_turn
 from flatc.passes.mapping.search import Choice, NothingFits
 from flatc.passes.tile_attention import KernelSearch
 
@@ -219,12 +219,7 @@ class _Retiling:
 
     def _cost(self) -> Ranking:
         """The objectives, in order, of all kernels one after the other."""
-        order = objective_order(self.search.objective)
-        rankings = [self.search.judged(kernel) for kernel in self.program.kernels]
-        latency, energy, offchip = (
-            sum(ranking[order.index(name)] for ranking in rankings) for name in ("latency", "energy", "offchip")
-        )
-        return tuple(objectives(self.search.objective, latency, energy, offchip))
+        return in_turn([self.search.judged(kernel) for kernel in self.program.kernels], self.search.objective)
 
 
 def _copies_cost_no_more(accelerator: Accelerator) -> bool:

@@ -5,6 +5,7 @@ and the closed form both call them. They take integers or NumPy arrays of intege
 exact for both.
 
     transfer   bytes / bandwidth + overhead cycles of the channel, + latency until the data are there
+    copy       of a tensor that stays on chip: bytes / bandwidth of the buffer's ports + overhead of the channel
     array      passes x temporal extent, + skew and overhead (see `array_cycles`)
     vector     ceil(elements / lanes) x price, for every operation of the kind (see `VECTOR_WORK`)
 """

@@ -30,6 +30,15 @@ def objectives(objective: Objective, latency: Any, energy: Any, offchip: Any) ->
     return [keys[name] for name in objective_order(objective)]
 
 
+def in_turn(rankings: Sequence[Ranking], objective: Objective) -> Ranking:
+    """The objectives, in order, of kernels that run one after the other: sums, and products of sums."""
+    order = objective_order(objective)
+    latency, energy, offchip = (
+        sum(ranking[order.index(name)] for ranking in rankings) for name in ("latency", "energy", "offchip")
+    )
+    return tuple(objectives(objective, latency, energy, offchip))
+
+
 def first_row(keys: Sequence[Any]) -> int:
     """The index of the first of the rows by several keys in turn, the earliest of equals."""
     import numpy as np
