@@ -11,6 +11,7 @@ whole rows stay on chip or scores are made twice: then there are loops inside of
     N, B, E, U, H    where scores stay in PEs: maximum, merged maximum, exponentials, sum, merged sum
     Y, X             softmax of a tile, or of whole rows; Y, what comes before probabilities get a buffer of their own
     F                exponentials, where scores are made twice: Y is in the first loop, the marked steps in the second
+    C                scales of values on a tile of probabilities, behind the loads of their operand
     V, R, A, G       tiles of V; rescaling, attend, and adding its products on the vector unit
     D, S             division or conversion of the outputs, their store
 
@@ -68,6 +69,7 @@ class AttentionSteps:
             yield from self._two_passes()
         else:
             yield from self._one_pass()
+        yield from self._scaled()
         yield from self._sink()
         if self.problem.has("attend"):
             yield from self._finish()
@@ -127,7 +129,8 @@ class AttentionSteps:
         p = self.problem
         last = "'" if self.streamed else ""
         found = [(operand, f"W{i}{last}") for i, step in enumerate(p.score_ops) for operand in step.operands]
-        return found if p.sink is None else [*found, (p.sink, "Z")]
+        others = ((p.sink, "Z"), (p.value_scale, "C"))
+        return [*found, *((operand, user) for operand, user in others if operand is not None)]
 
     def _of_queries(self) -> Iterator[Step]:
         first = 0 if self.by_rows or self.streamed else FIRST
@@ -219,6 +222,22 @@ class AttentionSteps:
             yield Step("U", softmax.total, stages.attend, KEY, (*weighed, Wait("H", twice)))
             yield Step("H", "vector", stages.attend, KEY, (Wait("U"),))
 
+    def _scaled(self) -> Iterator[Step]:
+        operand = self.problem.value_scale
+        if operand is None:
+            return
+        loop, stage = "scale" if self.in_loops else "", self.stages.softmax
+        if self.streamed:
+            loop, stage = "use", self.stages.attend
+        level = operand_level(operand, self.slots.k_level)
+        if level == "key":
+            load = stage if loop else self.stages.load + stage - self.stages.logit
+            slots = operand_slots(self.mapping, level)
+            yield Step(f"O{operand.role}", "read", load, KEY, (Wait("C", slots),), loop=loop)
+        made = "X" if self.problem.has("softmax") else self.source
+        waits = (Wait(made, level=self.of_scores), *self._wait_for(operand))
+        yield Step("C", "vector", stage, KEY, waits, loop=loop)
+
     def _ready(self) -> tuple[Wait, ...]:
         """What a tile of scores, or of probabilities, is finished by."""
         p, softmax = self.problem, self.softmax
@@ -226,6 +245,8 @@ class AttentionSteps:
             if softmax.total == "vector":
                 return (Wait("U"),)
             return (Wait("E"),) if softmax.exponential == "vector" else ()
+        if p.value_scale is not None:
+            return (Wait("C", level=self.of_scores),)
         if p.has("softmax"):
             return (Wait("X", level=self.of_scores),)
         last = [f"W{i}" for i, _ in enumerate(p.score_ops)][-1:]

@@ -184,6 +184,7 @@ class _Prices(TickPrices):
             return self.on_vector(kind, tile.rows, tile.key, converts=converts and name == "E")
         kind, width = {
             "M": ("mask", tile.key),
+            "C": ("scale_columns", tile.key),
             "Z": ("sink", 1),
             "B": ("merge_max", 1),
             "H": ("merge_sum", 1),
@@ -352,7 +353,7 @@ class _Walk:
         every = self._key_tiles(heads, rows, parts)
         changed = every if self.problem.score_ops else [rounds for rounds in every if rounds.kind]
         ticks = self._of(_Tile(*heads, rows, 1, sum(part.trips * part.extent for part in parts)))
-        loops = {"fill": every, "change": changed, "measure": every, "use": every}
+        loops = {"fill": every, "change": changed, "measure": every, "scale": every, "use": every}
         self.pipeline.trip((self.head, self.query, self.strip, 0), kind, ticks, loops)
 
     def _of(self, tile: _Tile) -> Ticks:
