@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
 
 import flatc
-from flatc.accelerators import load
 from flatc.builder import Graph, causal
 from flatc.compiler import Compilation
 from flatc.dialects.diagnostics import FlatcError
@@ -17,7 +17,6 @@ from flatc.frontend import parse_flat
 from flatc.frontend.mlir import parse_mlir
 from flatc.interpreter import random_inputs, run_schedule
 from flatc.interpreter.reference import attention
-from flatc.passes.cost.pipeline_fill import fill_cycles
 from flatc.passes.kernels.problem import match_kernel
 from flatc.passes.kinds.registry import parts
 from flatc.report import to_text
@@ -73,10 +72,7 @@ def test_one_kernel_scales_scores_before_the_softmax_and_probabilities_behind_th
     assert result.report.peak_buffer_bytes == priced.report.peak_buffer_bytes
     assert result.report.energy_pj == pytest.approx(priced.report.energy_pj)
     walked, simulated = priced.report.latency_cycles, result.report.latency_cycles
-    assert walked <= simulated
-    if softmax.algorithm != "streamed":  # whose closed form does not walk
-        (kernel,) = fused(parse_flat(GRAPH, "quantised.flat"))
-        assert simulated <= 1.01 * walked + 2 * fill_cycles(match_kernel(kernel).problem, load("edge"), chosen)
+    assert walked <= simulated <= walked * Fraction(101, 100)
     assert result.run(inputs).passed
 
 
