@@ -2,9 +2,9 @@
 
 Each choice is made at full size, where the verifier of schedules proves its capacity, slots and order. The same choice
 is then made small: as many tiles along every dimension where these are few, three with a ragged last one where they
-are many, with the same softmax, residency, slots, stages and use of the array. That schedule is executed by the
-interpreter, which touches data through buffers and transfers only, catches what is read before it arrives or is
-overwritten while it is needed, and compares the result with float64 attention.
+are many, with the same softmax, residency, slots, stages and use of the array; strips of several tiles are made of two.
+That schedule is executed by the interpreter, which touches data through buffers and transfers only, catches what is
+read before it arrives or is overwritten while it is needed, and compares the result with float64 attention.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ CASES = [
     Case("window", LLAMA, GROUPED, causal() & window(1024), causal() & window(9)),
     Case("sinks", LLAMA, GROUPED, causal() & (window(512) | first(4)), causal() & (window(7) | first(4))),
     Case("latent", Shape(1, 16, 1, 2048, 2048, 576, 512), Shape(1, 4, 1, 19, 33, 18, 16)),
+    Case("narrow 4K", replace(BERT, queries=4096, keys=4096, d_qk=32, d_v=32), SMALL),
+    Case("llama 64K", replace(LLAMA, queries=65536, keys=65536), GROUPED, causal(), causal()),
     Case("cross", replace(BERT, queries=100, keys=1500), replace(SMALL, queries=11, keys=31)),
 ]
 MAY_NOT_FIT = ("flat-m", "flat-b", "flat-h", "flat-r", "flat")
@@ -80,7 +82,11 @@ def made_small(mapping: Mapping, case: Case, kernel: str) -> Mapping:
         count = -(-large[name] // getattr(mapping.tiles, name))
         return -(-small[name] // min(count, MANY, small[name]))
 
-    return replace(mapping, tiles=Tiles(**{field.name: tile(field.name) for field in fields(Tiles)}))
+    small_tiles = Tiles(**{field.name: tile(field.name) for field in fields(Tiles)})
+    most = -(-small["key"] // small_tiles.key)
+    # Of three tiles, one strip has two and the other one.
+    every = min(mapping.softmax.rescaled_every, 2, most)
+    return replace(mapping, tiles=small_tiles, softmax=replace(mapping.softmax, rescaled_every=every))
 
 
 def with_room(accelerator: Accelerator) -> Accelerator:
