@@ -62,11 +62,15 @@ MANY = 3
 
 
 def dims(shape: Shape, kernel: str) -> Named[str, int]:
-    """The extents that tiles of a kernel cut; a kernel without one of the products has 1 for what only that has."""
+    """The extents that tiles of a kernel cut; a kernel without one of the products has 1 for what only that has.
+
+    A kernel without any has no keys that query heads could share.
+    """
+    kv_heads = shape.heads if kernel == "softmax" else shape.kv_heads
     return {
         "batch": shape.batch,
-        "kv_head": shape.kv_heads,
-        "group": shape.heads // shape.kv_heads,
+        "kv_head": kv_heads,
+        "group": shape.heads // kv_heads,
         "query": shape.queries,
         "key": shape.keys,
         "d_qk": shape.d_qk if kernel in ("attention", "logit") else 1,

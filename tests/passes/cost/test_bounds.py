@@ -82,6 +82,12 @@ def test_late_division_counts_where_it_is_the_smaller_one():
     assert late.vector_cycles == Fraction(200 + 200 + 2 * 4, 32)
 
 
+def test_narrow_heads_are_bound_by_their_softmax():
+    """32 lanes do two operations for each of 512 scores of a row and divide 32 outputs, beside 32 x 32 PEs."""
+    found = problem_bounds([problem(Shape(queries=512, keys=512, d_qk=32, d_v=32))], EDGE)
+    assert (found.binding, found.vector_cycles / found.array_cycles) == ("vector", Fraction(2 * 512 + 32, 2 * 512))
+
+
 def test_a_mask_needs_work_for_visible_pairs_only():
     masked = problem(
         Shape(queries=4, keys=8, d_qk=16, d_v=16), mask=Causal(0), stages=("logit", "mask", "softmax", "attend")
