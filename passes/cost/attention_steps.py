@@ -293,4 +293,5 @@ class AttentionSteps:
 
 
 def divides(problem: AttentionProblem, mapping: Mapping) -> bool:
+    """Whether finished outputs are divided by the sums of their rows."""
     return problem.has("softmax") and mapping.softmax.divide == "late"

@@ -1,42 +1,18 @@
-"""Build attention graphs in Python, in the words of the `.flat` format.
-
-Each function of the format is a method of `Graph`; masks and biases are small values that combine with
-`&`, `|` and `+`. The parser of the format calls the same methods, so both agree on every rule.
-
-    >>> g = Graph("block", dtype="bf16", softmax="f32")
-    >>> x = g.input("x", [1, 7, 64])
-    >>> w = g.weight("w", [64, 64])
-    >>> q = g.heads(x @ w, 4)
-    >>> a = g.attention(q, q, q, mask=causal() & window(3))
-    >>> g.output(x + g.merge(a) @ w, names=["y"])
-    >>> module = g.module()
-
-Sizes that do not fit raise `FlatcError` at once, with the position that was passed as `at`. Element
-types: the graph has a storage type (`dtype`), a type for scores (`softmax`) and one for accumulators (`accumulate`,
-as scores unless given). Probabilities and outputs return to the wider of the storage types of q and v: q may be bf16
-beside keys and values in fp8. Products of integers accumulate in i32.
-"""
+"""A graph under construction: each function of the `.flat` format is a method."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TypeVar, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import cast
 
 from xdsl.dialects.builtin import (
     AnyFloat,
     ArrayAttr,
-    BFloat16Type,
     DictionaryAttr,
-    Float8E4M3FNType,
-    Float8E5M2Type,
-    Float16Type,
-    Float32Type,
-    Float64Type,
     FunctionType,
     IntegerAttr,
-    IntegerType,
     ModuleOp,
     StringAttr,
     TensorType,
@@ -45,235 +21,28 @@ from xdsl.dialects.builtin import (
 from xdsl.dialects.func import FuncOp, ReturnOp
 from xdsl.ir import Attribute, Block, Region, SSAValue
 
-from flatc.dialects import attn, masks
+from flatc.builder.element_types import COMPUTE_DTYPES, DTYPE_NAMES, DTYPES, element_type
+from flatc.builder.scores import (
+    BiasExpr,
+    MaskExpr,
+    alibi,
+    as_bias,
+    as_mask,
+    causal,
+    chunk,
+    first,
+    prefix,
+    same,
+    t5_relative,
+    valid,
+    window,
+)
+from flatc.builder.tensor import Tensor, guard
+from flatc.dialects import attn
 from flatc.dialects import attn_shapes as shapes
 from flatc.dialects.attn import Activation, AddOp, AppendOp, AttnOp, LinearOp, NormKind
 from flatc.dialects.attn_shapes import Shape
 from flatc.dialects.diagnostics import FlatcError, Position, did_you_mean
-from flatc.dialects.frozen import frozen
-from flatc.dialects.masks import Mask
-
-DTYPES: dict[str, Attribute] = {
-    "f64": Float64Type(),
-    "f32": Float32Type(),
-    "f16": Float16Type(),
-    "bf16": BFloat16Type(),
-    "f8E4M3FN": Float8E4M3FNType(),
-    "f8E5M2": Float8E5M2Type(),
-    "i8": IntegerType(8),
-    "i32": IntegerType(32),
-    "bool": IntegerType(1),
-}
-"""The element types by name."""
-
-_SPELT_ELSEWHERE = {
-    "fp8": "f8E4M3FN or f8E5M2",
-    "f8": "f8E4M3FN or f8E5M2",
-    "e4m3": "f8E4M3FN",
-    "fp8_e4m3": "f8E4M3FN",
-    "float8_e4m3fn": "f8E4M3FN",
-    "e5m2": "f8E5M2",
-    "fp8_e5m2": "f8E5M2",
-    "float8_e5m2": "f8E5M2",
-    "int8": "i8",
-    "int32": "i32",
-    "float16": "f16",
-    "fp16": "f16",
-    "half": "f16",
-    "bfloat16": "bf16",
-    "float32": "f32",
-    "fp32": "f32",
-    "float": "f32",
-    "i1": "bool",
-}
-
-
-def dtype_help(word: str) -> str:
-    """What to write instead of a word that is no element type."""
-    known = _SPELT_ELSEWHERE.get(word.lower())
-    if known is not None:
-        return f"write {known}"
-    return did_you_mean(word, DTYPES) or f"the types are {', '.join(DTYPES)}"
-
-
-_DTYPE_NAMES = {element: name for name, element in DTYPES.items()}
-_COMPUTE_DTYPES = ("f64", "f32", "f16", "bf16")
-
-
-T = TypeVar("T")
-
-
-def _guard(at: Position | None, rule: Callable[[], T]) -> T:
-    """Apply a shape rule and let its complaint carry the position."""
-    try:
-        return rule()
-    except FlatcError as error:
-        raise FlatcError(error.message, position=at, notes=error.notes, help=error.help) from None
-
-
-def _element_type(dtype: str, at: Position | None) -> Attribute:
-    if dtype not in DTYPES:
-        raise FlatcError(f"unknown element type '{dtype}'", position=at, help=dtype_help(dtype))
-    return DTYPES[dtype]
-
-
-@dataclass(frozen=True, eq=False)
-class Tensor:
-    """A value of a graph: a handle with shape and type, and the operators `+`, `*` and `@`."""
-
-    graph: Graph = field(repr=False)
-    value: SSAValue = field(repr=False)
-    shape: Shape
-    dtype: str
-    name: str | None = None
-
-    def __add__(self, other: Tensor) -> Tensor:
-        return self.graph.add(self, other)
-
-    def __mul__(self, other: Tensor | float) -> Tensor:
-        return self.graph.multiply(self, other)
-
-    def __rmul__(self, other: float) -> Tensor:
-        return self.graph.multiply(self, other)
-
-    def __matmul__(self, other: Tensor) -> Tensor:
-        return self.graph.linear(self, other)
-
-
-@frozen
-class MaskExpr:
-    """A mask before its offsets are known: a symbolic part, and run-time parts that must hold as well."""
-
-    resolve: Callable[[int], Mask] | None = None
-    keep: tuple[Tensor, ...] = ()
-    valid: tuple[Tensor, ...] = ()
-    same: tuple[Tensor, ...] = ()
-    at: Position | None = None
-
-    def __and__(self, other: MaskExpr | Tensor) -> MaskExpr:
-        other = as_mask(other)
-        left, right = self.resolve, other.resolve
-
-        def both(offset: int) -> Mask:
-            assert left is not None
-            assert right is not None
-            return left(offset) & right(offset)
-
-        return MaskExpr(
-            both if left and right else left or right,
-            self.keep + other.keep,
-            self.valid + other.valid,
-            self.same + other.same,
-            self.at or other.at,
-        )
-
-    def __or__(self, other: MaskExpr | Tensor) -> MaskExpr:
-        other = as_mask(other)
-        left, right = self.resolve, other.resolve
-        if left is None or right is None or self.is_runtime or other.is_runtime:
-            raise FlatcError(
-                "a mask that is known only at run time (valid, same, a tensor) cannot be combined with |",
-                position=self.at or other.at,
-                help="combine it with &, or compute the whole mask into one bool tensor",
-            )
-        return MaskExpr(lambda offset: left(offset) | right(offset), at=self.at or other.at)
-
-    @property
-    def is_runtime(self) -> bool:
-        return bool(self.keep or self.valid or self.same)
-
-
-def as_mask(mask: MaskExpr | Tensor) -> MaskExpr:
-    """A bool tensor is a mask too: true is visible."""
-    return MaskExpr(keep=(mask,)) if isinstance(mask, Tensor) else mask
-
-
-def causal(offset: int | None = None, *, at: Position | None = None) -> MaskExpr:
-    """Row q sees keys up to q + offset; the offset is keys - queries unless given."""
-    return MaskExpr(lambda default: masks.Causal(default if offset is None else offset), at=at)
-
-
-def window(left: int, right: int = 0, *, offset: int | None = None, at: Position | None = None) -> MaskExpr:
-    """Row q at p = q + offset sees p - left < k <= p + right; `window(w)` is w keys that end at the row."""
-    _guard(at, lambda: masks.Window(left, right, 0))
-    return MaskExpr(lambda default: masks.Window(left, right, default if offset is None else offset), at=at)
-
-
-def prefix(length: int, *, at: Position | None = None) -> MaskExpr:
-    """Every row sees the first `length` keys; meant for `causal | prefix(n)`."""
-    mask = _guard(at, lambda: masks.Prefix(length))
-    return MaskExpr(lambda _: mask, at=at)
-
-
-def first(count: int, *, at: Position | None = None) -> MaskExpr:
-    """Every row sees the first `count` keys; meant for `causal & (window(w) | first(n))`."""
-    mask = _guard(at, lambda: masks.FirstN(count))
-    return MaskExpr(lambda _: mask, at=at)
-
-
-def chunk(size: int, *, offset: int | None = None, at: Position | None = None) -> MaskExpr:
-    """Row q at q + offset sees the keys of its own block of `size`."""
-    _guard(at, lambda: masks.Chunk(size, 0))
-    return MaskExpr(lambda default: masks.Chunk(size, default if offset is None else offset), at=at)
-
-
-def valid(pad: Tensor, *, at: Position | None = None) -> MaskExpr:
-    """Keys whose entry in `pad` (bool [B, T]) is true."""
-    return MaskExpr(valid=(pad,), at=at)
-
-
-def same(doc: Tensor, *, at: Position | None = None) -> MaskExpr:
-    """Keys of the row's own document; `doc` is i32 [B, T] and the queries are the last of the keys."""
-    return MaskExpr(same=(doc,), at=at)
-
-
-@frozen
-class BiasExpr:
-    """What is added to the scores, before offsets are known; biases add up with `+`."""
-
-    terms: tuple[Callable[[SSAValue, int], AttnOp], ...]
-
-    def __add__(self, other: BiasExpr | Tensor) -> BiasExpr:
-        return BiasExpr(self.terms + as_bias(other).terms)
-
-    def __radd__(self, other: Tensor) -> BiasExpr:
-        return as_bias(other) + self
-
-
-def as_bias(bias: BiasExpr | Tensor) -> BiasExpr:
-    """A tensor that broadcasts to the scores is a bias too."""
-    if isinstance(bias, BiasExpr):
-        return bias
-    return BiasExpr((lambda scores, _: attn.BiasOp(scores, bias.value),))
-
-
-def alibi(*, offset: int | None = None) -> BiasExpr:
-    """Attention with linear biases: -slope(head) * distance."""
-    return BiasExpr((lambda scores, default: attn.AlibiOp(scores, default if offset is None else offset),))
-
-
-def t5_relative(
-    table: Tensor,
-    *,
-    buckets: int | None = None,
-    max_distance: int = 128,
-    bidirectional: bool = True,
-    offset: int | None = None,
-    at: Position | None = None,
-) -> BiasExpr:
-    """A learned bias by bucketed distance; `table` is [buckets, query heads]."""
-    if buckets is not None and (len(table.shape) != 2 or table.shape[0] != buckets):
-        raise FlatcError(
-            f"the table of t5_relative is {shapes.text(table.shape)}, expected [{buckets}, query heads]",
-            position=at,
-            help="the first dim of the table is the number of buckets",
-        )
-
-    def build(scores: SSAValue, default: int) -> AttnOp:
-        at_key = default if offset is None else offset
-        return attn.T5RelativeOp(scores, table.value, max_distance, at_key, bidirectional)
-
-    return BiasExpr((build,))
 
 
 def _join_biases(block: Block) -> None:
@@ -328,16 +97,16 @@ class Graph:
         self._module: ModuleOp | None = None
         self._arguments: dict[str, dict[str, Attribute]] = {}
         self._outputs: dict[str, Tensor] = {}
-        _element_type(dtype, at)
-        _element_type(self.softmax, at)
-        _element_type(self.accumulate, at)
+        element_type(dtype, at)
+        element_type(self.softmax, at)
+        element_type(self.accumulate, at)
         for what, role, word in (
             ("scores cannot be computed", "softmax", self.softmax),
             ("products cannot accumulate", "accumulate", self.accumulate),
         ):
-            if word not in _COMPUTE_DTYPES:
+            if word not in COMPUTE_DTYPES:
                 raise FlatcError(
-                    f"{what} in {word}", position=at, help=f"the types for {role} are {', '.join(_COMPUTE_DTYPES)}"
+                    f"{what} in {word}", position=at, help=f"the types for {role} are {', '.join(COMPUTE_DTYPES)}"
                 )
 
     # Declarations
@@ -423,7 +192,7 @@ class Graph:
 
         Quantised keys have a scale each in `key_scale` [B, KV, T], values in `value_scale`; a dim of 1 is repeated.
         """
-        _guard(at, lambda: shapes.attention(q.shape, k.shape, v.shape))
+        guard(at, lambda: shapes.attention(q.shape, k.shape, v.shape))
         raw = self.logit(q, k, scale=scale, at=at)
         scores = self.adjust(raw, mask=mask, bias=bias, softcap=softcap, key_scale=key_scale, at=at)
         stored = self._wider(q, v)
@@ -431,7 +200,7 @@ class Graph:
 
     def logit(self, q: Tensor, k: Tensor, *, scale: float | None = None, at: Position | None = None) -> Tensor:
         """The scores alone: scale * q . k^T, in the softmax type."""
-        shape = _guard(at, lambda: shapes.logit(q.shape, k.shape))
+        shape = guard(at, lambda: shapes.logit(q.shape, k.shape))
         factor = 1 / math.sqrt(q.shape[3]) if scale is None else scale
         result = self._type(shape, self.softmax)
         whole = not (self._is_float(q) or self._is_float(k))
@@ -449,7 +218,7 @@ class Graph:
         at: Position | None = None,
     ) -> Tensor:
         """mask(softcap(scores * key_scale) + bias): what attention does to scores [B, H, S, T] before the softmax."""
-        _guard(at, lambda: shapes.scores(scores.shape))
+        guard(at, lambda: shapes.scores(scores.shape))
         found, offset = scores.value, scores.shape[3] - scores.shape[2]
         if key_scale is not None:
             found = self._emit(attn.ScaleColumnsOp(found, key_scale.value), at).value
@@ -463,7 +232,7 @@ class Graph:
 
     def probabilities(self, scores: Tensor, *, sink: Tensor | None = None, at: Position | None = None) -> Tensor:
         """The probabilities of scores [B, H, S, T], row by row, in the storage type; rows that see nothing are zero."""
-        _guard(at, lambda: shapes.scores(scores.shape))
+        guard(at, lambda: shapes.scores(scores.shape))
         return self._probabilities(scores, sink, self._storage(), at)
 
     def _probabilities(self, scores: Tensor, sink: Tensor | None, stored: str, at: Position | None) -> Tensor:
@@ -475,7 +244,7 @@ class Graph:
         return self._attend(p, v, value_scale, v.dtype if self._is_float(v) else self._storage(), at)
 
     def _attend(self, p: Tensor, v: Tensor, scale: Tensor | None, stored: str, at: Position | None) -> Tensor:
-        shape = _guard(at, lambda: shapes.attend(p.shape, v.shape))
+        shape = guard(at, lambda: shapes.attend(p.shape, v.shape))
         if scale is not None:
             p = self._emit(attn.ScaleColumnsOp(p.value, scale.value), at)
         return self._emit(attn.AttendOp(p.value, v.value, DTYPES[self.accumulate], self._type(shape, stored)), at)
@@ -498,7 +267,7 @@ class Graph:
 
         With a weight for each head, x [B, H, S, I] times w [H, I, O] gives [B, H, S, O], without a bias.
         """
-        shape = _guard(at, lambda: shapes.linear(x.shape, w.shape))
+        shape = guard(at, lambda: shapes.linear(x.shape, w.shape))
         stored = next((t.dtype for t in (x, w) if self._is_float(t)), self._storage())
         result = self._type(shape, stored)
         op = attn.LinearOp(x.value, w.value, DTYPES[self.accumulate], result, bias.value if bias else None)
@@ -506,41 +275,41 @@ class Graph:
 
     def add(self, left: Tensor, right: Tensor, *, at: Position | None = None) -> Tensor:
         """Element by element; dims of 1 are repeated."""
-        shape = _guard(at, lambda: shapes.broadcast(left.shape, right.shape))
+        shape = guard(at, lambda: shapes.broadcast(left.shape, right.shape))
         return self._emit(attn.AddOp(left.value, right.value, self._type(shape, left.dtype)), at)
 
     def multiply(self, left: Tensor, right: Tensor | float, *, at: Position | None = None) -> Tensor:
         """Element by element with a tensor (dims of 1 are repeated) or with a number."""
         if not isinstance(right, Tensor):
             return self._emit(attn.ScaleOp(left.value, right), at)
-        shape = _guard(at, lambda: shapes.broadcast(left.shape, right.shape))
+        shape = guard(at, lambda: shapes.broadcast(left.shape, right.shape))
         return self._emit(attn.MultiplyOp(left.value, right.value, self._type(shape, left.dtype)), at)
 
     def cast(self, x: Tensor, dtype: str, *, at: Position | None = None) -> Tensor:
         """Convert to another element type."""
-        _element_type(dtype, at)
+        element_type(dtype, at)
         return self._emit(attn.CastOp(x.value, self._type(x.shape, dtype)), at)
 
     def heads(self, x: Tensor, heads: int, *, at: Position | None = None) -> Tensor:
         """[B, S, H * D] to [B, H, S, D]."""
-        shape = _guard(at, lambda: shapes.split_heads(x.shape, heads))
+        shape = guard(at, lambda: shapes.split_heads(x.shape, heads))
         return self._emit(attn.SplitHeadsOp(x.value, heads, self._type(shape, x.dtype)), at)
 
     def merge(self, x: Tensor, *, at: Position | None = None) -> Tensor:
         """[B, H, S, D] to [B, S, H * D]."""
-        shape = _guard(at, lambda: shapes.merge_heads(x.shape))
+        shape = guard(at, lambda: shapes.merge_heads(x.shape))
         return self._emit(attn.MergeHeadsOp(x.value, self._type(shape, x.dtype)), at)
 
     def features(self, x: Tensor, start: int, stop: int, *, at: Position | None = None) -> Tensor:
         """Features `start` up to, and without, `stop` of the last dim; nothing moves."""
-        shape = _guard(at, lambda: shapes.features(x.shape, start, stop))
+        shape = guard(at, lambda: shapes.features(x.shape, start, stop))
         return self._emit(attn.FeaturesOp(x.value, start, self._type(shape, x.dtype)), at)
 
     def concat(self, *parts: Tensor, at: Position | None = None) -> Tensor:
         """[..., D] and [..., E] to [..., D + E]; a part [B, 1, S, D] is repeated for the heads of the others."""
         heads = max((part.shape[1] for part in parts if len(part.shape) == 4), default=1)
         parts = tuple(self._for_heads(part, heads, at) for part in parts)
-        shape = _guard(at, lambda: shapes.concat([part.shape for part in parts]))
+        shape = guard(at, lambda: shapes.concat([part.shape for part in parts]))
         return self._emit(attn.ConcatOp([part.value for part in parts], self._type(shape, parts[0].dtype)), at)
 
     def _for_heads(self, x: Tensor, heads: int, at: Position | None) -> Tensor:
@@ -554,12 +323,12 @@ class Graph:
 
         The table is [B, pages]; every page is full unless `keys` is given.
         """
-        shape = _guard(at, lambda: shapes.paged(pool.shape, table.shape, keys))
+        shape = guard(at, lambda: shapes.paged(pool.shape, table.shape, keys))
         return self._emit(attn.PagedOp(pool.value, table.value, self._type(shape, pool.dtype)), at)
 
     def append(self, cache: Tensor, new: Tensor, *, at: Position | None = None) -> Tensor:
         """Cached keys or values followed by new ones: [B, KV, P + S, D]."""
-        shape = _guard(at, lambda: shapes.append(cache.shape, new.shape))
+        shape = guard(at, lambda: shapes.append(cache.shape, new.shape))
         return self._emit(attn.AppendOp(cache.value, new.value, self._type(shape, cache.dtype)), at)
 
     def rope(
@@ -574,7 +343,7 @@ class Graph:
     ) -> Tensor:
         """Rotary position embedding; row s of x [B, H, S, D] has position start + s."""
         rotated = x.shape[-1] if dims is None and x.shape else dims or 0
-        _guard(at, lambda: shapes.rope(x.shape, rotated))
+        guard(at, lambda: shapes.rope(x.shape, rotated))
         return self._emit(attn.RopeOp(x.value, start, base, rotated, interleaved), at)
 
     def layernorm(
@@ -665,9 +434,9 @@ class Graph:
         sizes = tuple(shape)
         empty_cache = kind == "cache" and len(sizes) == 4 and sizes[2] == 0
         checked = (*sizes[:2], 1, sizes[3]) if empty_cache else sizes
-        _guard(at, lambda: shapes.check_sizes(checked))
+        guard(at, lambda: shapes.check_sizes(checked))
         element = dtype or self.dtype
-        _element_type(element, at)
+        element_type(element, at)
         argument = self._block.insert_arg(self._type(sizes, element), len(self._block.args))
         if at:
             argument.location = at.to_location()
@@ -682,13 +451,13 @@ class Graph:
         if at:
             op.location = at.to_location()
         try:
-            _guard(at, op.require)
+            guard(at, op.require)
         except FlatcError:
             op.erase()
             raise
         self._block.add_op(op)
         value = op.results[0]
-        return Tensor(self, value, attn.shape_of(value), _DTYPE_NAMES[attn.element_type_of(value)])
+        return Tensor(self, value, attn.shape_of(value), DTYPE_NAMES[attn.element_type_of(value)])
 
     def _check_owner(self, tensor: Tensor, at: Position | None) -> None:
         if tensor.graph is not self:
