@@ -38,6 +38,7 @@ from flatc.dialects.spatial import ScheduleOp
 from flatc.execution import run
 from flatc.frontend.mlir import parse_mlir
 from flatc.interpreter import random_inputs
+from flatc.passes.cost.attention_trips import trip_cycles
 from flatc.passes.cost.bounds import compulsory_bytes
 from flatc.passes.cost.closed_form import evaluate_mapping
 from flatc.passes.cost.primitive_costs import Work
@@ -171,8 +172,12 @@ def check_numbers(module: ModuleOp, schedule: ModuleOp) -> None:
     run_checked(schedule, inputs)
 
 
+MOST_RATIO = 1.01
+"""So much longer than the closed form, at most, the simulator takes."""
+
+
 def check_counts(schedule: ModuleOp) -> None:
-    """Closed form and simulator agree on bytes, footprint, busy time and counts of every kernel."""
+    """Closed form and simulator agree on bytes, footprint, busy time and counts, and nearly on latency."""
     machine = strict_machine()
     for kernel in kernels_of(schedule):
         attention = kernel_attention(kernel)
@@ -180,6 +185,9 @@ def check_counts(schedule: ModuleOp) -> None:
         assert kernel.mapping is not None
         form = evaluate_mapping(attention.problem, machine, kernel.mapping.data)  # pyright: ignore[reportArgumentType]
         simulation = simulate_kernel(kernel, machine)
+        walked = trip_cycles(attention.problem, machine, kernel.mapping.data)  # pyright: ignore[reportArgumentType]
+        if walked is not None:
+            assert walked * (1 - 1e-12) <= simulation.latency_cycles <= walked * MOST_RATIO
         moved: dict[str, int] = {}
         for role, size in form.tensor_bytes.items():
             name = attention.tensors[role]
