@@ -12,7 +12,8 @@ tiles, fusion and machines come later. Shapes are static; `flatc.dialects.attn_s
 
 Products accumulate in the type that the op names and round once to the element type of the result; every
 other op computes in float32, or in the widest element type it touches if that is wider, and rounds once.
-Here are the ops of attention itself; `attn_layer` has the layer around it and `attn_op` what all share.
+Here are the ops of attention itself; `attn_layer` has the layer around it, `attn_arranged` where tensors lie, and
+`attn_op` what all share.
 The NumPy meaning of each op is in `flatc/interpreter/attn.py`.
 """
 
@@ -52,28 +53,22 @@ from xdsl.parser import AttrParser
 from xdsl.printer import Printer
 
 from flatc.dialects import attn_shapes as shapes
+from flatc.dialects.attn_arranged import AppendOp, ConcatOp, CopyOp, FeaturesOp, MergeHeadsOp, PagedOp, SplitHeadsOp
 from flatc.dialects.attn_layer import (
     Activation,
     ActivationAttr,
     ActivationOp,
     AddOp,
-    AppendOp,
     CastOp,
-    ConcatOp,
-    CopyOp,
     ElementwiseOp,
-    FeaturesOp,
     LinearOp,
-    MergeHeadsOp,
     MultiplyOp,
     NormKind,
     NormKindAttr,
     NormOp,
-    PagedOp,
     RopeOp,
     SameTypeOp,
     ScaleOp,
-    SplitHeadsOp,
 )
 from flatc.dialects.attn_op import (
     AttnOp,
