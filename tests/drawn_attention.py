@@ -33,7 +33,7 @@ KEYED = ("", "", "f8E4M3FN", "f8E5M2", "i8", "f16", "f32")
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of an attention; `old` rows of the keys are in a cache, where there is one."""
+    """Sizes of an attention; `old` rows of the keys are in a cache, where there is one, perhaps in pages."""
 
     batch: int
     group: int
@@ -43,6 +43,12 @@ class Sizes:
     d_qk: int
     d_v: int
     cached: bool
+    block: int = 0
+    """Rows of a block, where the cache lies in pages."""
+
+    @property
+    def old(self) -> int:
+        return self.keys - self.queries if self.cached else 0
 
     @property
     def heads(self) -> int:
@@ -51,9 +57,10 @@ class Sizes:
     @property
     def dims(self) -> dict[str, int]:
         """By the names of the language."""
-        old = self.keys - self.queries if self.cached else 0
         d = {"B": self.batch, "H": self.heads, "KV": self.kv_heads, "S": self.queries, "T": self.keys}
-        return d | {"P": old, "D": self.d_qk, "E": self.d_v}
+        pages = -(-self.keys // self.block) if self.block else 0
+        paged = {"BLOCK": self.block, "PAGES": pages, "BLOCKS": self.batch * pages + 1} if self.block else {}
+        return d | {"P": self.old, "D": self.d_qk, "E": self.d_v} | paged
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ class Drawn:
         """The outputs by name."""
         q, k, v = (inputs[name] for name in "qkv")
         if self.sizes.cached:
-            k, v = (np.concatenate([inputs[f"c{name}"], inputs[name]], axis=2) for name in "kv")
+            k, v = (np.concatenate([self._cache(inputs, name), inputs[name]], axis=2) for name in "kv")
         bias: Any = 0.0
         for term in self.biases:
             bias = bias + term.value(inputs, self.sizes)
@@ -102,6 +109,14 @@ class Drawn:
         )
         stages = variant.stages(q, k, v)
         return {name: stages[name] for name in self.returned}
+
+    def _cache(self, inputs: Inputs, name: str) -> NDArray[Any]:
+        """Row r of a sequence in pages is row r % block of the block that its table has at r // block."""
+        cache, block = inputs[f"c{name}"], self.sizes.block
+        if not block:
+            return cache
+        rows = [[cache[pages[r // block], :, r % block] for r in range(self.sizes.old)] for pages in inputs["pages"]]
+        return np.swapaxes(np.array(rows), 1, 2)
 
 
 # --- Masks and biases ------------------------------------------------------------------------------------------------
@@ -205,7 +220,8 @@ def some_sizes(draw: st.DrawFn) -> Sizes:
     keys = queries + draw(st.integers(0, 17)) if cached else draw(st.sampled_from([1, 3, 11, 16, 23]))
     batch, group, kv_heads = draw(st.sampled_from([(1, 1, 1), (2, 3, 2), (1, 4, 1), (3, 1, 2), (1, 2, 3)]))
     d_qk, d_v = draw(st.sampled_from([(4, 4), (8, 3), (5, 16), (80, 24)]))
-    return Sizes(batch, group, kv_heads, queries, keys, d_qk, d_v, cached)
+    block = draw(st.sampled_from([0, 0, 1, 3, 4])) if cached and keys > queries else 0
+    return Sizes(batch, group, kv_heads, queries, keys, d_qk, d_v, cached, block)
 
 
 @st.composite
@@ -252,9 +268,13 @@ def _text(
     lines = ["graph drawn", "dim " + ", ".join(f"{name} = {size}" for name, size in sizes.dims.items())]
     lines += [f"dtype {storage}, softmax {softmax}", "input q : [B, H, S, D]"]
     rows = "S" if sizes.cached else "T"
+    lines += ["input pages : i32[B, PAGES]"] * (sizes.block > 0)
     for name, kind, depth in (("k", k_type, "D"), ("v", v_type, "E")):
         lines.append(f"input {name} : {kind}[B, KV, {rows}, {depth}]")
-        if sizes.cached:
+        if sizes.block:
+            lines += [f"cache c{name} : {kind}[BLOCKS, KV, BLOCK, {depth}]"]
+            lines += [f"all_{name} = append(paged(c{name}, pages, keys = P), {name})"]
+        elif sizes.cached:
             lines += [f"cache c{name} : {kind}[B, KV, P, {depth}]", f"all_{name} = append(c{name}, {name})"]
     lines += [item.declaration for item in data if item.declaration]
     lines += ["weight sink : [H]"] * sink

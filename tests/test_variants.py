@@ -1,13 +1,14 @@
 """Every variant of attention, drawn at random as a user would write it, by three levels and two tilings.
 
 What is drawn: masks of every kind and their combinations, with offsets and without; biases; softcap, sink, scale;
-scales of keys and values; shared heads; d_v other than d_qk; prefill, chunks and decode on a cache; storage types;
-scores as outputs at any stage.
+scales of keys and values; shared heads; d_v other than d_qk; prefill, chunks and decode on a cache, also in pages;
+storage types; scores as outputs at any stage.
 """
 
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -46,8 +47,16 @@ def tiny(graph: ModuleOp, chosen: Compilation, rng: random.Random) -> dict[str, 
     for kernel in (op for op in fused(graph).walk() if isinstance(op, FusedOp)):
         problem = kind_of(kernel).match(kernel).problem
         if isinstance(problem, AttentionProblem):
-            found[kernel.kernel.data] = tiny_choice(rng).mapping(problem)
+            found[kernel.kernel.data] = keeping_to_pages(tiny_choice(rng).mapping(problem), problem.block)
     return found
+
+
+def keeping_to_pages(mapping: Mapping, block: int | None) -> Mapping:
+    """Key tiles that begin with a page or lie within one."""
+    if block is None:
+        return mapping
+    key = mapping.tiles.key // block * block or 1
+    return replace(mapping, tiles=replace(mapping.tiles, key=key))
 
 
 def tiny_choice(rng: random.Random) -> Choice:
