@@ -13,8 +13,8 @@ Tiles come from stated finite sets, so that "best" has a meaning:
                  anywhere
     row sums     on the vector unit, or a column of ones beside V (`auto`, overlapped)
     strips       an online softmax may work on r key tiles at a time: r = 2, 3, 4, 6, 8, 12, ..., of tiles of 2, 4 or
-                 8 times the array's side, K and V streamed, one kv head in a tile, overlapped; what the two rules of
-                 `strip_space` leave
+                 8 times the array's side, K and V streamed, one kv head with all its query heads in a tile,
+                 overlapped; what the two rules of `strip_space` leave
     PEs          where they can do max, exp and add: all softmax work of scores on tiles in their registers, 1, 3 or 5
                  tiles between logit and attend and loads 1, 2 or 4 tiles ahead, products added on the vector unit, K
                  and V at the same level (`auto`)
@@ -267,12 +267,12 @@ def strips(problem: AttentionProblem, accelerator: Accelerator, strategy: str) -
     side, keys = accelerator.array.columns, problem.keys
     widths = [side * times for times in STRIP_MULTIPLES if is_whole_pages(side * times, keys, problem.block)]
     pairs = [(key, every) for key in widths for every in strip_lengths((keys - 1) // key)]
-    groups, queries = _divisors(problem.group), _query_tiles(problem, accelerator, strategy)
-    grids = np.meshgrid(np.array(groups), np.array(queries), np.arange(len(pairs)), indexing="ij")
-    group, query, which = (grid.reshape(-1).astype(np.int64) for grid in grids)
+    queries = _query_tiles(problem, accelerator, strategy)
+    grids = np.meshgrid(np.array(queries), np.arange(len(pairs)), indexing="ij")
+    query, which = (grid.reshape(-1).astype(np.int64) for grid in grids)
     key, every = np.array(pairs, dtype=np.int64).reshape(-1, 2)[which].T
-    one = np.ones_like(group)
-    return replace(Columns(one, one, group, query, key, *[one] * 15), rescaled_every=every)
+    one = np.ones_like(query)
+    return replace(Columns(one, one, one * problem.group, query, key, *[one] * 15), rescaled_every=every)
 
 
 def columns(tiles: Columns, family: Family) -> Columns:

@@ -19,7 +19,7 @@ are part of the space:
    strips of r tiles are looked at if with r // 2 of them the vector unit is still the busiest resource; otherwise more
    of them take more room and make no resource less busy that is the busiest. Under a mask rows end in strips shorter
    than the others, and resources that are as busy wait for each other: there, the vector unit must be `FAR` busier with
-   r tiles, and the longest row must have `FEWEST_STRIPS`.
+   r tiles, the longest row must have `FEWEST_STRIPS`, and r be `MOST_UNEVEN_TILES` at most.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ from flatc.passes.mapping.ranking import Objective
 
 FAR = 1.25
 FEWEST_STRIPS = 8
-"""How far the vector unit must bind, and how long rows must be, that strips of different lengths lose less than they
-win."""
+MOST_UNEVEN_TILES = 8
+"""How far the vector unit must bind, how long rows and how short strips must be, that strips of different lengths lose
+less than they win."""
 
 
 def strip_spaces(
@@ -91,6 +92,7 @@ class StripSpace(PricedSpace):
             fits = room.fits & (every.rescaled_every > 1) & (whole > self.accelerator.buffer.capacity_bytes)
             if self._skips:
                 fits &= geometry.width >= FEWEST_STRIPS * every.key * every.rescaled_every
+                fits &= every.rescaled_every <= MOST_UNEVEN_TILES
             found.append(replace(room, fits=fits))
         return found
 

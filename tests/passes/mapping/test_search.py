@@ -24,7 +24,7 @@ from flatc.passes.kernels.problem import AttentionProblem, match_kernel
 from flatc.passes.mapping.legal_mapping import check_mapping, product_tile
 from flatc.passes.mapping.map_space import columns, families, strip_families, strips, tiles
 from flatc.passes.mapping.search import OBJECTIVES, Objective, find_mapping, find_mappings
-from flatc.passes.mapping.strip_space import FAR, FEWEST_STRIPS
+from flatc.passes.mapping.strip_space import FAR, FEWEST_STRIPS, MOST_UNEVEN_TILES
 from flatc.passes.simulation.simulator import peak_buffer_bytes
 from tests.support import UNFUSED, Shape, attention, fused, lower_mapped, schedule
 
@@ -150,7 +150,8 @@ def is_left(problem: AttentionProblem, accelerator: Accelerator, strip: Mapping)
     busy = [evaluate_mapping(problem, accelerator, replace(strip, logit=a, attend=b)).busy_cycles for a, b in uses]
     others = min(max(float(time[0]) for name, time in one.items() if name != "vector") for one in busy)
     if masked:
-        return busy[0]["vector"][0] > FAR * others and problem.keys >= FEWEST_STRIPS * every * key
+        uneven = every > MOST_UNEVEN_TILES or problem.keys < FEWEST_STRIPS * every * key
+        return busy[0]["vector"][0] > FAR * others and not uneven
     half = replace(strip, softmax=replace(strip.softmax, rescaled_every=every // 2))
     return evaluate_mapping(problem, accelerator, half).busy_cycles["vector"][0] > others
 
