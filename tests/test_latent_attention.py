@@ -239,6 +239,30 @@ def test_the_schedules_of_both_layers_compute_the_same():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["deepseek_v3_layer", "deepseek_v3_layer_plain"])
+@pytest.mark.parametrize("seed", range(3))
+def test_three_readings_of_a_layer_agree_at_any_size(name: str, seed: int):
+    rng = random.Random(seed)
+    sizes = {"B": (1, 2, 3), "E": (5, 20), "H": (1, 2, 5), "LQ": (3, 12), "L": (2, 7, 16), "D": (1, 3, 8), "R": (2, 4)}
+    bindings = {
+        dim: rng.choice(choices) for dim, choices in (sizes | {"DV": (1, 5), "F": (7,), "S": (1, 2, 6)}).items()
+    }
+    bindings |= {"P": rng.choice([0, 3])} if name == "deepseek_v3_layer" else {}
+    path, accelerator = EXAMPLES / f"{name}.flat", rng.choice(["edge", "cloud", "fusemax"])
+    result = flatc.compile(path, accelerator, phase="prefill", bindings=bindings, simulate="always")
+    mapping = result.mapping_text
+    priced = flatc.compile(path, accelerator, phase="prefill", bindings=bindings, mapping=mapping, simulate="never")
+    run = result.run()
+    assert run.passed
+    for kernel, form in zip(result.report.kernels, priced.report.kernels, strict=True):
+        assert (kernel.tensors, kernel.peak_buffer_bytes) == (form.tensors, form.peak_buffer_bytes)
+        assert kernel.latency_cycles >= form.latency_cycles * (1 - 1e-12)
+    assert run.offchip_bytes == simulated_bytes(result.schedule)
+    assert result.report.bounds is not None
+    assert result.report.bounds.cycles <= result.report.latency_cycles
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("accelerator", ["edge", "cloud"])
 def test_decode_of_the_layer_is_bound_by_the_bytes_of_its_weights(accelerator: str):
     result = deepseek("deepseek_v3_layer", accelerator, "decode")
