@@ -102,8 +102,11 @@ class _Trip:
 
 
 _Ring = list[int]
-_Issue = tuple[int, int, int, tuple[tuple[_Ring, int, int], ...], tuple[tuple[_Ring, int], ...], str]
-"""A step as it is issued: stage, number, resource, (ring, level, back) of waits, (ring, level) of results, loop."""
+_Issue = tuple[int, int, tuple[tuple[_Ring, int, int], ...], tuple[tuple[_Ring, int], ...]]
+"""A step as it is issued: its number, its resource, (ring, level, back) of waits, (ring, level) of results."""
+
+_Turn = tuple[int, str, list[_Issue]]
+"""What follows on each other in a trip: steps of one stage, or a loop."""
 
 
 @frozen
@@ -153,7 +156,7 @@ class Recurrence:
                 self._rings.setdefault((wait.earlier, wait.level), [0] * self._size)
         self._issues = [self._issue_of(index, step) for index, step in enumerate(steps)]
         self._window: list[_Trip | None] = [None] * (self.deepest + 1)
-        self._plans: dict[tuple[int, ...], list[_Issue]] = {}
+        self._plans: dict[tuple[int, ...], list[_Turn]] = {}
         self._loop_plans: dict[tuple[str, int], list[_Issue]] = {}
         self._loops = {step.loop: index for index, step in reversed(list(enumerate(steps))) if step.loop}
         self._counters = dict.fromkeys(self._loops, 0)
@@ -162,7 +165,7 @@ class Recurrence:
     def _issue_of(self, index: int, step: Step) -> _Issue:
         waits = tuple((self._rings[w.earlier, w.level], w.level, w.back) for w in step.waits)
         results = tuple((ring, level) for (name, level), ring in self._rings.items() if name == step.name)
-        return step.stage, index, self._resources[step.resource], waits, results, step.loop
+        return index, self._resources[step.resource], waits, results
 
     # --- Trips ----------------------------------------------------------------------------------------------
 
@@ -185,56 +188,55 @@ class Recurrence:
         plan = self._plans.get(kinds)
         if plan is None:
             plan = self._plans[kinds] = self._plan(kinds)
-        for issue in plan:
-            found = window[issue[0]]
+        for stage, loop, issues in plan:
+            found = window[stage]
             assert found is not None
-            if issue[5]:
-                self._loop(issue[5], found)
+            if loop:
+                self._loop(loop, found)
             else:
-                self._issue(issue, found.place, found.ticks)
+                self._issue(issues, found.place, found.ticks)
 
-    def _plan(self, kinds: tuple[int, ...]) -> list[_Issue]:
+    def _plan(self, kinds: tuple[int, ...]) -> list[_Turn]:
         """The steps and loops of a trip, given the kinds of the tiles that its stages work on."""
-        return [
-            issue
-            for issue, step in zip(self._issues, self.steps, strict=True)
-            if kinds[step.stage] >= 0
-            and (self._loops[step.loop] == issue[1] if step.loop else _takes_part(step, kinds[step.stage]))
-        ]
+        plan: list[_Turn] = []
+        for index, step in enumerate(self.steps):
+            kind = kinds[step.stage]
+            if kind < 0 or (self._loops[step.loop] != index if step.loop else not _takes_part(step, kind)):
+                continue
+            if step.loop or not plan or plan[-1][:2] != (step.stage, ""):
+                plan.append((step.stage, step.loop, []))
+            plan[-1][2].append(self._issues[index])
+        return plan
 
-    def _issue(self, issue: _Issue, place: Place, ticks: Ticks) -> None:
-        """One operation: it starts when its resource is free and what it waits for is over."""
-        _, index, resource, waits, results, _ = issue
-        busy, latency = ticks[index]
+    def _issue(self, issues: Sequence[_Issue], place: Place, ticks: Ticks) -> None:
+        """Operations on one tile: each starts when its resource is free and what it waits for is over."""
         mask, free, done = self._mask, self._free, self._done
-        start = free[resource]
-        for ring, level, back in waits:
-            ready = ring[(place[level] - back) & mask]
-            if ready > start:  # `max` takes three times as long
-                start = ready
-        free[resource] = start + busy
-        over = done[resource]
-        if start + latency > over:
-            over = done[resource] = start + latency
-        for ring, level in results:
-            ring[place[level] & mask] = over
+        for index, resource, waits, results in issues:
+            busy, latency = ticks[index]
+            start = free[resource]
+            for ring, level, back in waits:
+                ready = ring[(place[level] - back) & mask]
+                if ready > start:  # `max` takes three times as long
+                    start = ready
+            free[resource] = start + busy
+            over = done[resource]
+            if start + latency > over:
+                over = done[resource] = start + latency
+            for ring, level in results:
+                ring[place[level] & mask] = over
 
     def _loop(self, loop: str, trip: _Trip) -> None:
         head, query, strip, _ = trip.place
         for rounds in trip.loops.get(loop, ()):
             plan = self._loop_plans.get((loop, rounds.kind))
             if plan is None:
-                plan = self._loop_plans[loop, rounds.kind] = [
-                    issue
-                    for issue, step in zip(self._issues, self.steps, strict=True)
-                    if step.loop == loop and _takes_part(step, rounds.kind)
-                ]
+                steps = zip(self._issues, self.steps, strict=True)
+                plan = [one for one, step in steps if step.loop == loop and _takes_part(step, rounds.kind)]
+                self._loop_plans[loop, rounds.kind] = plan
 
             def once(plan: list[_Issue] = plan, ticks: Ticks = rounds.ticks) -> None:
                 self._counters[loop] += 1
-                place = head, query, strip, self._counters[loop]
-                for issue in plan:
-                    self._issue(issue, place, ticks)
+                self._issue(plan, (head, query, strip, self._counters[loop]), ticks)
 
             self._repeat(rounds.count, once, self._loop_scopes[loop], 0, lambda: trip.place, FEWEST_IN_A_TRIP)
 
