@@ -228,7 +228,7 @@ class _Copy(Nest):
 
 def read_append(kernel: KernelOp) -> tuple[AppendProblem, dict[str, SSAValue]] | None:
     """The problem and the tensors of a kernel that loads rows and stores them, None of any other."""
-    *first, load, store = [None, None, *(op for op in kernel.walk() if isinstance(op, TimedOp))][-3:]
+    *first, load, store = [None, None, None, *(op for op in kernel.walk() if isinstance(op, TimedOp))][-3:]
     (table,) = first
     if not isinstance(load, LoadOp) or not isinstance(store, StoreOp) or load.writes[0] is not store.reads[0]:
         return None
