@@ -1,4 +1,4 @@
-"""Types of NumPy arrays for annotations, in modules that import NumPy only when they compute.
+"""Arrays for modules that import NumPy only when they compute: their types, and what numbers and arrays can both do.
 
 def tiles(columns: Ints) -> Ints: ...
 
@@ -7,6 +7,7 @@ NumPy takes as long to import as a small graph to compile, so at run time the na
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,3 +17,37 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
 else:
     Ints = Any
+
+
+def larger(one: Any, other: Any) -> Any:
+    """The larger of two numbers, or of each pair of two columns."""
+    if isinstance(one, int | float) and isinstance(other, int | float):
+        return one if one >= other else other
+    import numpy as np
+
+    return np.maximum(one, other)
+
+
+def largest(values: Iterable[Any], least: Any) -> Any:
+    """The largest of some numbers, or of each row of some columns; `least` is one of them, and is overwritten."""
+    if isinstance(least, int | float):
+        return max(least, *values)
+    import numpy as np
+
+    for value in values:
+        np.maximum(least, value, out=least)
+    return least
+
+
+def smaller(one: Any, other: Any) -> Any:
+    """The smaller of two numbers, or of each pair of two columns."""
+    if isinstance(one, int | float) and isinstance(other, int | float):
+        return one if one <= other else other
+    import numpy as np
+
+    return np.minimum(one, other)
+
+
+def occurs(times: Any) -> bool:
+    """Whether a number, or any of a column, is not 0."""
+    return bool(times) if isinstance(times, int | float) else bool(times.any())

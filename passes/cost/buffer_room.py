@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flatc.dialects.accelerator import Array
+from flatc.passes.cost.arrays import smaller
 from flatc.passes.cost.key_geometry import KeyGeometry
 from flatc.passes.cost.mapping_columns import Columns, Structure
 from flatc.passes.cost.score_costs import ScoreCosts
@@ -14,8 +15,6 @@ from flatc.passes.kernels.problem import AttentionProblem
 
 def peak_buffer_bytes(problem: AttentionProblem, structure: Structure, columns: Columns, geometry: KeyGeometry) -> Any:
     """Bytes of all buffers, as `lower-to-spatial` will declare them."""
-    import numpy as np
-
     p, c, s = problem, columns, structure
     heads = c.batch * c.kv_head
     rows = heads * c.group * c.query
@@ -35,7 +34,7 @@ def peak_buffer_bytes(problem: AttentionProblem, structure: Structure, columns: 
     if not s.held:
         width = geometry.width if s.algorithm == "rows" else c.key
         if s.in_strips:
-            width = np.minimum(c.key * c.rescaled_every, geometry.width)
+            width = smaller(c.key * c.rescaled_every, geometry.width)
         element = p.score_bytes * passes + (p.probability_bytes if p.converts_probabilities else 0)
         total = total + c.score_slots * scores * width * element
     if p.has("softmax"):

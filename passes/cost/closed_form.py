@@ -20,17 +20,17 @@ The counting is in files of its own: `product_tile_counts`, `vector_tile_counts`
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.frozen import frozen
 from flatc.dialects.mapping import Mapping
+from flatc.passes.cost.arrays import largest
 from flatc.passes.cost.attention_trips import trip_cycles
 from flatc.passes.cost.buffer_room import peak_buffer_bytes
 from flatc.passes.cost.key_geometry import key_geometry
 from flatc.passes.cost.least_times import least_times
-from flatc.passes.cost.mapping_columns import Columns, Structure, columns_of, structure_of
+from flatc.passes.cost.mapping_columns import Columns, Structure, columns_of, numbers_of, structure_of
 from flatc.passes.cost.pipeline_times import Case
 from flatc.passes.cost.primitive_costs import Work, energy_pj
 from flatc.passes.cost.shared_counts import count_all
@@ -74,8 +74,6 @@ def evaluate(
 
     `counts` and `peak_bytes` may be given where they are known already.
     """
-    import numpy as np
-
     if counts is None or peak_bytes is None:
         geometry = key_geometry(problem, columns.query, columns.key, columns.rescaled_every)
         counts = count_all(problem, accelerator, structure, columns, geometry)
@@ -84,11 +82,8 @@ def evaluate(
     work = total_work(prices, counts)
     busy = busy_cycles(prices, counts)
     times = least_times(Case(problem, accelerator, structure, columns, counts), busy)
-    latency = np.zeros(columns.batch.shape)
-    for time in times:
-        np.maximum(latency, time, out=latency)
     return ClosedForm(
-        latency_cycles=latency,
+        latency_cycles=largest(times, columns.batch * 0.0),
         busy_cycles=busy,
         tensor_bytes=prices.offchip_bytes(counts.tensor_bytes),
         peak_buffer_bytes=peak_bytes,
@@ -119,11 +114,23 @@ def _offchip_busy(prices: TransferPrices, counts: Counts) -> dict[str, Any]:
 
 def tight_form(problem: AttentionProblem, accelerator: Accelerator, mapping: Mapping) -> ClosedForm:
     """Costs of one mapping, as arrays of one entry: the latency as near to the simulator's as the closed form comes."""
+    form = evaluate(problem, accelerator, structure_of(mapping), numbers_of(mapping))
+    walked = trip_cycles(problem, accelerator, mapping)
+    latency = form.latency_cycles if walked is None else max(form.latency_cycles, walked)
+    return ClosedForm(
+        latency_cycles=_column(latency),
+        busy_cycles={name: _column(cycles) for name, cycles in form.busy_cycles.items()},
+        tensor_bytes={role: _column(size) for role, size in form.tensor_bytes.items()},
+        peak_buffer_bytes=_column(form.peak_buffer_bytes),
+        work=Work(**{name: _column(count) for name, count in vars(form.work).items()}),
+        energy_pj=_column(form.energy_pj),
+    )
+
+
+def _column(number: float) -> Any:
     import numpy as np
 
-    form = evaluate_mapping(problem, accelerator, mapping)
-    walked = trip_cycles(problem, accelerator, mapping)
-    return form if walked is None else replace(form, latency_cycles=np.maximum(form.latency_cycles, walked))
+    return np.array([number])
 
 
 def evaluate_mapping(problem: AttentionProblem, accelerator: Accelerator, mapping: Mapping) -> ClosedForm:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
+from typing import Any, cast
 
 from flatc.dialects.frozen import frozen
 from flatc.dialects.masks import Mask
@@ -88,6 +89,10 @@ def _masked(
     # Only these facts of the problem matter, so that kernels and strategies share what was counted.
     question = _Question(problem.mask, problem.skips_hidden, problem.queries, problem.keys)
     query, key, every = tiles
+    if isinstance(query, int):  # numbers, not columns
+        rows, width, strip_tiles = cast("tuple[int, int, int]", tiles)
+        (alone,) = _count(question, rows, (width,), (strip_tiles,)).tolist()
+        return _of_counts(problem, alone, q_counts, q_extents, k_extents)
     strip = key * (problem.keys + 1) + every  # both in one number
     counts = np.empty((len(query), 15), dtype=np.int64)
     for rows in np.unique(query):
@@ -95,7 +100,17 @@ def _masked(
         _, first, inverse = np.unique(strip[here], return_index=True, return_inverse=True)
         kinds = here[first]
         counts[here] = _count(question, int(rows), tuple(key[kinds].tolist()), tuple(every[kinds].tolist()))[inverse]
-    columns = counts.T
+    return _of_counts(problem, counts.T, q_counts, q_extents, k_extents)
+
+
+def _of_counts(
+    problem: AttentionProblem,
+    columns: Any,
+    q_counts: tuple[Ints, Ints],
+    q_extents: tuple[Ints, Ints],
+    k_extents: tuple[Ints, Ints],
+) -> KeyGeometry:
+    """The geometry from what `_count` counts, each a number or a column."""
     (ff, fr, eff, efr, nf, sf, tf), (rf, rr, erf, err, nr, sr, tr) = columns[0:7], columns[7:14]
     return KeyGeometry(
         q_counts,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from flatc.passes.cost.arrays import smaller
 from flatc.passes.cost.pipeline_times import Case, pipeline_times
 
 
@@ -27,8 +28,6 @@ def least_times(case: Case, busy: dict[str, Any]) -> list[Any]:
 
 def _waiting_cycles(case: Case) -> list[Any]:
     """Total length of each cycle of waiting over the instances that may be under way in it."""
-    import numpy as np
-
     p, c, s, counts = case.problem, case.columns, case.structure, case.counts
     logit, attend = counts.product["logit"], counts.product["attend"]
     found: list[Any] = []
@@ -52,7 +51,7 @@ def _waiting_cycles(case: Case) -> list[Any]:
         made = logit + attend + counts.product["softmax"] + counts.vector_between
         found.append((made + counts.awaited_skew["softmax"]) / (c.attend - c.logit + 1))
     elif p.has("logit") and p.has("attend") and s.algorithm != "streamed":
-        under_way = np.minimum(c.score_slots, c.attend - c.logit + 1)
+        under_way = smaller(c.score_slots, c.attend - c.logit + 1)
         found.append((logit + attend + counts.awaited_skew["logit"] + counts.vector_between) / under_way)
     return found
 
@@ -72,15 +71,13 @@ def _ends(case: Case) -> tuple[Any, Any, Any]:
 
 def _first_load_cycles(case: Case) -> Any:
     """Cycles of what is loaded before anything can be computed; a mask may leave the first tiles without work."""
-    import numpy as np
-
     p, c, s = case.problem, case.columns, case.structure
     if p.mask is not None:
         return 0
     heads = c.batch * c.kv_head
     if p.has("logit"):
         keys = c.key if s.k_level == "key" else p.keys
-        rows = c.query if s.algorithm != "online" else np.minimum(c.query * s.interleave, p.queries)
+        rows = c.query if s.algorithm != "online" else smaller(c.query * s.interleave, p.queries)
         width = heads * (s.d_qk or p.d_qk)
         return case.prices.cycles({"q": width * (c.group * rows * p.q_bytes), "k": width * (keys * p.k_bytes)})
     scores = c.group * c.query * (p.keys if s.algorithm == "rows" else c.key) * (heads * p.score_bytes)

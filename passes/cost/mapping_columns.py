@@ -117,12 +117,18 @@ def columns_of(mapping: Mapping) -> Columns:
     """A column of one mapping."""
     import numpy as np
 
+    plain = numbers_of(mapping)
+    return Columns(*(np.array([getattr(plain, field.name)], dtype=np.int64) for field in fields(Columns)))
+
+
+def numbers_of(mapping: Mapping) -> Columns:
+    """The numbers of one mapping as they are: all that is priced of it is numbers, too, and sooner found."""
     t, k, s, logit, attend = mapping.tiles, mapping.keep, mapping.stages, mapping.logit, mapping.attend
     numbers = [t.batch, t.kv_head, t.group, t.query, t.key]
     numbers += [k.q_slots, k.k_slots, k.v_slots, k.score_slots, k.output_slots]
     numbers += [logit.fold_rows, logit.fold_columns, attend.fold_rows, attend.fold_columns]
     numbers += [s.load, s.logit, s.softmax, s.attend, s.store, mapping.softmax.rescaled_every]
-    return Columns(*(np.array([n], dtype=np.int64) for n in numbers))
+    return Columns(*numbers)  # pyright: ignore[reportArgumentType]
 
 
 def mapping_at(problem: AttentionProblem, structure: Structure, columns: Columns, index: int) -> Mapping:

@@ -13,6 +13,7 @@ from typing import Any
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.frozen import frozen
+from flatc.passes.cost.arrays import larger, occurs, smaller
 from flatc.passes.cost.attention_pipeline import SELDOM, PipelineShape, pipeline_cycles, pipeline_steps
 from flatc.passes.cost.key_geometry import every_row_sees_keys
 from flatc.passes.cost.mapping_columns import Columns, Structure
@@ -104,8 +105,8 @@ def _shape(case: Case) -> PipelineShape | None:
         *(c.load, c.logit, c.softmax, c.attend, c.store),
         *(c.q_slots, c.k_slots, c.v_slots, c.score_slots, c.output_slots),
     ):
-        first = int(column[0])
-        if not (column == first).all():
+        first = column if isinstance(column, int) else int(column[0])
+        if occurs(column != first):
             return None
         numbers.append(first)
     late = p.has("softmax") and s.divide == "late"
@@ -147,8 +148,6 @@ class _StepTimes:
 
     def bound(self, group: Group) -> Any:
         """The longest time of a group of cycles; 0 where a mapping does not have them."""
-        import numpy as np
-
         longest: Any = None
         for often, seldom in group.cycles:
             time = self._sum(often)
@@ -156,7 +155,7 @@ class _StepTimes:
                 time = time * self._kept(group.lost)
             for step in seldom:
                 time = time + self._time(step) * (1 - group.lost / self._full_heads)
-            longest = time if longest is None else np.maximum(longest, time)
+            longest = time if longest is None else larger(longest, time)
         if group.trips > 1:
             longest = longest / group.trips
         for gate in group.gates:
@@ -227,8 +226,6 @@ class _StepTimes:
         products in turn, which meet every load, and every product but the last of each path; the longest takes no less
         than their mean. From an attend on the first load of each is not met.
         """
-        import numpy as np
-
         case, tensor = self.case, "k" if name == "K" else "v"
         c, counts, product = case.columns, case.counts, "logit" if name == "K" else "attend"
         slots = c.k_slots if name == "K" else c.v_slots
@@ -240,7 +237,7 @@ class _StepTimes:
             width = c.batch * c.kv_head * c.key * (p.d_v * p.v_bytes)
             missed = missed + width * case.prices.rate(tensor)
         around = (read + counts.product[product] + counts.skew[product]) / slots - self._trips * missed
-        return np.maximum(pair, around)
+        return larger(pair, around)
 
     # --- Shares of the tiles of a row ------------------------------------------------------------------------
 
@@ -262,10 +259,8 @@ class _StepTimes:
     @cached_property
     def _full_firsts(self) -> Any:
         """How many trips of a row begin with a full key tile, where it visits all."""
-        import numpy as np
-
         full = self.case.problem.keys // self.case.columns.key
-        return np.maximum(ceil_divide(full, self._tiles_in_trip), 1)
+        return larger(ceil_divide(full, self._tiles_in_trip), 1)
 
     @cached_property
     def _full_lasts(self) -> Any:
@@ -281,12 +276,10 @@ class _StepTimes:
 
     def _share_of_loads(self, name: str) -> Any:
         """Of the bytes of a row's key tiles: the first one, the others, those beyond the slots of V; at the least."""
-        import numpy as np
-
         p, c = self.case.problem, self.case.columns
         if self.one_loop:
             return 1
-        even = np.minimum(c.key * self._full_firsts / p.keys, 1)
+        even = smaller(c.key * self._full_firsts / p.keys, 1)
         first = even if self._is_even else (self._key_tiles == 1) * 1
         if name[-1] != "n":
             return first
@@ -294,7 +287,7 @@ class _StepTimes:
             return 1 - first
         if not self._is_even:
             return first * 0
-        return np.maximum(1 - c.v_slots * self._trips_of_row * c.key / p.keys, 0)
+        return larger(1 - c.v_slots * self._trips_of_row * c.key / p.keys, 0)
 
     def _share_of_products(self, name: str) -> Any:
         """Of the cycles of a row's products: the first of each trip, those between, the last; at the least.

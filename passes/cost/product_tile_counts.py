@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from flatc.passes.cost.arrays import larger, occurs
 from flatc.passes.cost.primitive_costs import (
     ArrayCycles,
     MatmulTile,
@@ -49,7 +50,7 @@ class ProductTileCounts(TileKinds):
                     continue
                 for key, k_extent in enumerate(g.k_extents):
                     times = count * g.visits[query][key]
-                    if not times.any():
+                    if not occurs(times):
                         continue
                     waits = count * self._strips_ending_in(query, key) if self.has_strips else times
                     if self.product_rows:
@@ -86,20 +87,18 @@ class ProductTileCounts(TileKinds):
             (times * depths, extent, depth)
             for times, extent in keys
             for depths, depth in tiles_along(p.d_qk, s.d_qk or p.d_qk)
-            if depths and times.any()
+            if depths and occurs(times)
         ]
 
     def _product(self, name: str, tile: MatmulTile, times: Any, waits: Any) -> Any:
         """Adds `times` products of one kind, `waits` of which somebody waits for; gives the skew of one."""
-        import numpy as np
-
         p, c, array = self.problem, self.columns, self.accelerator.array
         stationarity: str = getattr(self.structure, f"{name}_stationarity")
         fold = (getattr(c, f"{name}_fold_rows"), getattr(c, f"{name}_fold_columns"))
         cycles = array_cycles(array, stationarity, fold, tile)
         self.tile_cycles.append(ArrayCycles(cycles.busy * (times > 0), cycles.latency * (times > 0)))
         self.busy = self.busy + cycles.busy * times
-        self.largest = np.maximum(self.largest, cycles.latency * (times > 0))
+        self.largest = larger(self.largest, cycles.latency * (times > 0))
         skew = cycles.latency - cycles.busy
         self.skew = self.skew + skew * times
         self.awaited_skew = self.awaited_skew + skew * waits

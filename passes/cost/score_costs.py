@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from flatc.passes.cost.arrays import larger
 from flatc.passes.cost.key_geometry import KeyGeometry
 from flatc.passes.cost.primitive_costs import ceil_divide
 from flatc.passes.kernels.problem import AttentionProblem
@@ -58,10 +59,8 @@ class ScoreCosts:
 
     def _slots(self, inside: bool) -> Any:
         """Slots of a buffer inside or outside of the key loops, as `score_ops.operand_slots` has them."""
-        import numpy as np
-
         c = self.columns
-        slots = np.maximum(c.k_slots, c.logit - c.load + 1)
+        slots = larger(c.k_slots, c.logit - c.load + 1)
         return slots if inside or not self._streamed else slots + c.attend - c.logit
 
     def offchip_bytes(self, geometry: KeyGeometry) -> dict[str, Any]:

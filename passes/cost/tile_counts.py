@@ -11,6 +11,7 @@ from typing import Any
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.frozen import frozen
+from flatc.passes.cost.arrays import occurs
 from flatc.passes.cost.key_geometry import KeyGeometry
 from flatc.passes.cost.mapping_columns import Columns, Structure
 from flatc.passes.cost.primitive_costs import ArrayCycles, Work
@@ -138,7 +139,7 @@ class TileKinds:
             for kv_tiles, kv_head in tiles_along(p.kv_heads, c.kv_head):
                 for groups, group in tiles_along(p.group, c.group):
                     count = batches * kv_tiles * groups
-                    if count.any():
+                    if occurs(count):
                         kinds.append((count, batch * kv_head, group))
         return kinds
 

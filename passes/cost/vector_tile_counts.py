@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from flatc.passes.cost.arrays import occurs
 from flatc.passes.cost.primitive_costs import (
     VECTOR_WORK,
     ScoreTile,
@@ -287,7 +288,7 @@ class VectorTileCounts(TileKinds):
 
         `bytes` are those of `_count`. Gives the cycles of all.
         """
-        if not times.any():
+        if not occurs(times):
             return 0
         unit, work = self.accelerator.vector, value_work(kind, 2) if kind == "add" else VECTOR_WORK[kind]
         if converts and "cast" not in work.per_element:

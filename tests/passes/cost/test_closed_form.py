@@ -8,7 +8,7 @@ import pytest
 
 from flatc.accelerators import load
 from flatc.dialects.mapping import ArrayUse, Keep, Mapping, Softmax, Stages, Tiles
-from flatc.passes.cost.closed_form import evaluate_mapping
+from flatc.passes.cost.closed_form import evaluate_mapping, tight_form
 from flatc.passes.cost.primitive_costs import Work
 from flatc.passes.kernels.schedule_problem import kernel_attention
 from flatc.passes.simulation.simulator import simulate_kernel
@@ -58,3 +58,21 @@ def test_a_kernel_by_hand():
     assert only(form.busy_cycles["array"]) == 16 + 8
     # 32 scores fill the 32 lanes once: max, and exp and add; 4 rows: max, exp, multiply, add; 64 outputs: divide.
     assert only(form.busy_cycles["vector"]) == (1 + 2) + (2 + 2) + 2
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_numbers_are_priced_as_columns_are(seed: int):
+    case = any_case(seed)
+    column = evaluate_mapping(case.problem, case.accelerator, case.mapping)
+    alone = tight_form(case.problem, case.accelerator, case.mapping)
+    assert {role: only(size) for role, size in alone.tensor_bytes.items()} == {
+        role: only(size) for role, size in column.tensor_bytes.items()
+    }
+    assert {name: only(cycles) for name, cycles in alone.busy_cycles.items()} == {
+        name: only(cycles) for name, cycles in column.busy_cycles.items()
+    }
+    for name, count in vars(column.work).items():
+        assert only(getattr(alone.work, name)) == only(count), name
+    assert only(alone.energy_pj) == only(column.energy_pj)
+    assert only(alone.peak_buffer_bytes) == only(column.peak_buffer_bytes)
+    assert only(alone.latency_cycles) >= only(column.latency_cycles)
