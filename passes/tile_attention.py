@@ -32,7 +32,7 @@ from flatc.passes.cost.bounds import AnyProblem
 from flatc.passes.kinds.kind import KernelKind
 from flatc.passes.kinds.registry import kind_of
 from flatc.passes.lower_to_spatial import lower_kernel_alone
-from flatc.passes.mapping.judge import MOST_SIMULATED, Judge
+from flatc.passes.mapping.judge import Judge
 from flatc.passes.mapping.mapping_text import parse_mappings
 from flatc.passes.mapping.ranking import OBJECTIVES, Objective, Ranking, objectives
 from flatc.passes.mapping.search import Choice, Choices, NothingFits, check_strategy
@@ -122,9 +122,6 @@ LOOSE = 0.01
 SMALLER_SPACES = ("flat", "online")
 """Strategies whose mappings are all among those of auto."""
 
-MOST_OF_SMALLER = 3
-"""How many mappings of each of these are simulated."""
-
 
 class KernelSearch:
     """The search of all kernels of a module, each problem once."""
@@ -181,17 +178,14 @@ class KernelSearch:
         left = replace(buffer, capacity_bytes=buffer.capacity_bytes - reserved_bytes)
         return replace(self.accelerator, buffer=left) if reserved_bytes else self.accelerator
 
-    def _judge(
-        self, kernel: FusedOp, choices: Choices[KernelMapping], most: int = MOST_SIMULATED
-    ) -> tuple[Ranking, Choice[KernelMapping]]:
+    def _judge(self, kernel: FusedOp, choices: Choices[KernelMapping]) -> tuple[Ranking, Choice[KernelMapping]]:
         """The best of some choices, with its ranking as the simulator sees it."""
         kind, problem = _problem_of(kernel)
         judge = Judge(
             choices,
             self.objective,
             lambda one: self._judged_cycles(kernel, kind, problem, one),
-            most,
-            lambda one: self._least_cycles(kind, problem, one),
+            least=lambda one: self._least_cycles(kind, problem, one),
         )
         choice = judge.best()
         return judge.leader[0], choice
@@ -208,7 +202,7 @@ class KernelSearch:
                 choices = kind.find(problem, machine, strategy, self.objective, kernel.kernel.data)
             except NothingFits:
                 continue
-            ranking, choice = self._judge(kernel, cast("Choices[KernelMapping]", choices), MOST_OF_SMALLER)
+            ranking, choice = self._judge(kernel, cast("Choices[KernelMapping]", choices))
             own = replace(own, simulated=own.simulated + choice.simulated)
             if ranking < best:
                 least = best[0] * (1 - own.gain)

@@ -23,6 +23,9 @@ MOST_SIMULATED = 10
 FEW_ENOUGH = 10
 """So many more are simulated where that shows that no other mapping is better."""
 
+MOST_TURNS = 30
+"""So many mappings have their turn at most: to rule one out by `least` costs a tenth of a simulation."""
+
 CLOSE_ENOUGH = 1.001
 """A mapping that cannot be faster than the best one simulated by this factor is not worth a simulation."""
 
@@ -35,9 +38,10 @@ class Judge:
 
     Turns are taken: the mapping of most promise, and the one with the least closed form, times what the simulator made
     of the last one of its family. The first one is looked for among those that are nearly the best by closed form.
-    No more than `most` are simulated; but where that is a number not below `FEW_ENOUGH`, so are all that are left if
-    they are as few, which proves that the leader is the best. When its turn comes, a mapping is not simulated if
-    `least`, a bound nearer to the simulator than the closed form that ranks, proves that it cannot win.
+    When its turn comes, a mapping is not simulated if `least`, a bound nearer to the simulator than the closed form
+    that ranks, proves that it cannot win. No more than `most` are simulated, and no more than `MOST_TURNS` have a turn;
+    but where `most` is not below `FEW_ENOUGH`, so are all that are left if they are as few, which proves that the
+    leader is the best.
     """
 
     def __init__(
@@ -58,7 +62,7 @@ class Judge:
     def best(self) -> Choice[KernelMapping]:
         """The best of what was simulated; `Choice.open` says how many could still be better."""
         _, pool = self._before_the_leader()
-        while (pool := self._worthwhile(pool)) and len(self.tried) < self.most:
+        while (pool := self._worthwhile(pool)) and self.simulated < self.most and len(self.tried) < MOST_TURNS:
             self._simulate(self._next_of(pool))
         total, left = self._before_the_leader()
         if total <= FEW_ENOUGH <= self.most:
@@ -74,10 +78,15 @@ class Judge:
             legal=first.legal,
             dominated=first.dominated,
             priced=first.priced,
-            simulated=len(self.tried) - self.ruled_out,
+            simulated=self.simulated,
             open=max(total, 0) if self.choices.complete else None,
             gain=1 - least / ranking[0] if ranking[0] else 0.0,
         )
+
+    @property
+    def simulated(self) -> int:
+        """How many were simulated so far."""
+        return len(self.tried) - self.ruled_out
 
     def _first(self) -> Choice[KernelMapping]:
         """The most promising of those that are nearly the best by closed form."""
