@@ -300,7 +300,7 @@ class Recurrence:
         Of fewer rounds than `fewest` behind these, each is taken.
         """
         history: list[_State] = []
-        done = 0
+        done, forgot = 0, False
         while done < count:
             round()
             done += 1
@@ -309,7 +309,13 @@ class Recurrence:
                 continue
             now = self._state(scope, place())
             period, move = _even_move(history, now, left)
-            if period:
+            if period and move < now.horizon - history[-period].horizon and not forgot:
+                # A result may be so late that it hides those of many rounds: below all that, there is a bound, too.
+                forgot = True
+                for resource in scope.resources:
+                    self._done[resource] = self._free[resource]
+                history.clear()
+            elif period:
                 self._shift(scope, place(), left // period * move)
                 done += left // period * period
                 history.clear()

@@ -104,3 +104,17 @@ def test_passing_over_rounds_never_gives_more_than_taking_them(seed: int):
     assert found <= exact
     assert found >= exact - sum(latency for _, latency in tile)
     assert taken <= count
+
+
+def test_a_late_result_does_not_hide_the_rounds_behind_it():
+    """The first result comes 1000 ticks late; of a thousand products of 2 behind it, each is there at once."""
+    pipeline, taken = Recurrence((Step("late", "unit", 0, KEY, only=1), Step("work", "unit", 0, KEY, never=1))), [0]
+
+    def trip(kind: int) -> None:
+        taken[0] += 1
+        pipeline.trip((0, 0, 0, taken[0]), kind, ((1, 1001), (2, 2)))
+
+    trip(1)
+    pipeline.repeat(1000, lambda: trip(0), KEY, 1)
+    assert pipeline.finish() == 1 + 2 * 1000
+    assert taken[0] < 100
