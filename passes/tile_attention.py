@@ -16,6 +16,7 @@ one mapping or of one per kernel (see `mapping_text`).
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -36,6 +37,7 @@ from flatc.passes.mapping.judge import Judge
 from flatc.passes.mapping.mapping_text import parse_mappings
 from flatc.passes.mapping.ranking import OBJECTIVES, Objective, Ranking, objectives
 from flatc.passes.mapping.search import Choice, Choices, NothingFits, check_strategy
+from flatc.passes.simulation.budget import Budget
 from flatc.passes.simulation.simulator import try_simulate
 
 
@@ -116,6 +118,9 @@ MOST_EFFORT = 40_000
 LITTLE_EFFORT = 8_000
 """The same where the closed form comes near, so that the mapping may be judged by that."""
 
+ENOUGH_EFFORT = 16_000
+"""What simulating the mappings of one problem may take together, in events walked, before the best so far is taken."""
+
 LOOSE = 0.01
 """Where something may still be faster by more than this share, the strategies that auto includes are judged as well."""
 
@@ -132,6 +137,7 @@ class KernelSearch:
         self._choices: dict[tuple[str, AnyProblem, int], Choices[KernelMapping]] = {}
         self._judged: dict[tuple[str, AnyProblem, int], tuple[Ranking, Choice[KernelMapping]]] = {}
         self._least: dict[tuple[AnyProblem, KernelMapping], float] = {}
+        self._effort: Counter[AnyProblem] = Counter()
         self._known: dict[tuple[AnyProblem, KernelMapping], Ranking] = {}
 
     def attach(self, kernel: FusedOp, reserved_bytes: int = 0) -> Choice[KernelMapping]:
@@ -186,6 +192,7 @@ class KernelSearch:
             self.objective,
             lambda one: self._judged_cycles(kernel, kind, problem, one),
             least=lambda one: self._least_cycles(kind, problem, one),
+            enough=lambda: self._effort[problem] > ENOUGH_EFFORT,
         )
         choice = judge.best()
         return judge.leader[0], choice
@@ -223,7 +230,7 @@ class KernelSearch:
     def _least_cycles(self, kind: KernelKind[Any, Any], problem: AnyProblem, mapping: KernelMapping) -> float:
         found = self._least.get((problem, mapping))
         if found is None:
-            found = self._least[problem, mapping] = kind.least_cycles(problem, self.accelerator, mapping)
+            found = self._least[problem, mapping] = kind.least_cycles(problem, self.accelerator, mapping, quick=True)
         return found
 
     def _judged_cycles(
@@ -231,13 +238,15 @@ class KernelSearch:
     ) -> float:
         """Simulated latency. Where that takes too long, the closed form, or, where that is not near, the closed form
         scaled by how far it is off when the kernel is shortened."""
-        near = self._least_cycles(kind, problem, mapping)
+        near = bool(self._least_cycles(kind, problem, mapping))
         effort = LITTLE_EFFORT if near else MOST_EFFORT
-        found = try_simulate(lower_kernel_alone(kernel, mapping), self.accelerator, effort)
+        budget = Budget(effort)
+        found = try_simulate(lower_kernel_alone(kernel, mapping), self.accelerator, budget)
+        self._effort[problem] += budget.spent
         if found is not None:
             return float(found.latency_cycles)
         if near:
-            return near
+            return kind.least_cycles(problem, self.accelerator, mapping)
         whole = float(kind.price(problem, self.accelerator, mapping).latency_cycles[0])
         short = kind.shortened(problem, mapping)
         simulated = try_simulate(lower_kernel_alone(kernel, mapping, short), self.accelerator, MOST_EFFORT)

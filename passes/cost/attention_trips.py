@@ -53,9 +53,12 @@ from flatc.passes.kernels.problem import AttentionProblem
 from flatc.passes.kernels.score_ops import Operand, operand_level
 
 
-def trip_cycles(problem: AttentionProblem, accelerator: Accelerator, mapping: Mapping) -> float | None:
+def trip_cycles(
+    problem: AttentionProblem, accelerator: Accelerator, mapping: Mapping, most_query_tiles: int = MOST_QUERY_TILES
+) -> float | None:
     """Cycles that a kernel takes at the least; None where its nest is not covered.
 
+    The fewer kinds of query tiles are told apart, the sooner it is done, and the farther from the simulation it may be.
     Not covered are interleaved query tiles, rows without a softmax, and masks that leave rows without a key.
     """
     softmax = mapping.softmax
@@ -64,8 +67,8 @@ def trip_cycles(problem: AttentionProblem, accelerator: Accelerator, mapping: Ma
         return None
     if not every_row_sees_keys(problem) or "query" in (mapping.keep.k_level, mapping.keep.v_level):
         return None
-    ticks = _Prices(problem, accelerator, mapping)
-    return _Walk(problem, mapping, tuple(AttentionSteps(problem, accelerator, mapping).steps()), ticks).cycles()
+    ticks, steps = _Prices(problem, accelerator, mapping), tuple(AttentionSteps(problem, accelerator, mapping).steps())
+    return _Walk(problem, mapping, steps, ticks, most_query_tiles).cycles()
 
 
 # --- Prices -----------------------------------------------------------------------------------------------
@@ -241,7 +244,14 @@ WORTH_A_LOOK = 4
 class _Walk:
     """Goes through the nest: tiles of heads, query tiles, key tiles; alike ones in a row as rounds."""
 
-    def __init__(self, problem: AttentionProblem, mapping: Mapping, steps: tuple[Step, ...], prices: _Prices):
+    def __init__(
+        self,
+        problem: AttentionProblem,
+        mapping: Mapping,
+        steps: tuple[Step, ...],
+        prices: _Prices,
+        most_query_tiles: int,
+    ):
         self.problem, self.mapping, self.steps, self.prices = problem, mapping, steps, prices
         self.by_rows, self.strip_tiles = (
             mapping.softmax.algorithm in ("rows", "streamed"),
@@ -251,11 +261,11 @@ class _Walk:
         self.head = self.query = self.strip = self.key = 0
         self._begins = True
         # Where query tiles are taken to have less key tiles than they do, strips begin elsewhere: masks are left out.
-        merged = self.strip_tiles > 1 and problem.queries > mapping.tiles.query * MOST_QUERY_TILES
+        merged = self.strip_tiles > 1 and problem.queries > mapping.tiles.query * most_query_tiles
         self._edge = 0 if merged else EDGE
         self._ticks: dict[_Tile, Ticks] = {}
         self._followed: dict[_Moment, tuple[int, Saved, Place]] = {}
-        self._tiles = query_tiles(problem, mapping.tiles.query, mapping.tiles.key)
+        self._tiles = query_tiles(problem, mapping.tiles.query, mapping.tiles.key, most_query_tiles)
         self._trips = sum(tiles.count * self._trips_of(tiles) for tiles in self._tiles)
         """How many trips the query tiles of a tile of query heads take."""
 

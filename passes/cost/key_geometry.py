@@ -285,17 +285,19 @@ MOST_QUERY_TILES = 256
 """So many kinds of query tiles are told apart. A triangle of more of them loses less than a 256th of its key tiles."""
 
 
-def query_tiles(problem: AttentionProblem, query: int, key: int) -> tuple[QueryTiles, ...]:
+def query_tiles(
+    problem: AttentionProblem, query: int, key: int, most: int = MOST_QUERY_TILES
+) -> tuple[QueryTiles, ...]:
     """The query tiles of one mapping in order, alike ones in a row together, for a bound from below.
 
-    Where they are of more than `MOST_QUERY_TILES` kinds, some in a row are taken to visit the least of what they visit.
+    Where they are of more than `most` kinds, some in a row are taken to visit the least of what they visit.
     """
     question = _Question(problem.mask, problem.skips_hidden, problem.queries, problem.keys)
-    return _query_tiles(question, query, key)
+    return _query_tiles(question, query, key, most)
 
 
 @lru_cache(maxsize=1 << 8)
-def _query_tiles(problem: _Question, query: int, key: int) -> tuple[QueryTiles, ...]:
+def _query_tiles(problem: _Question, query: int, key: int, most: int) -> tuple[QueryTiles, ...]:
     if problem.mask is None:
         extents = [(problem.queries // query, query), (int(problem.queries % query > 0), problem.queries % query)]
         parts = tuple(
@@ -305,14 +307,14 @@ def _query_tiles(problem: _Question, query: int, key: int) -> tuple[QueryTiles, 
         )
         return tuple(QueryTiles(count, extent, parts) for count, extent in extents if count)
     found: list[QueryTiles] = []
-    for *numbers, extent, count in _key_tiles_of(problem, query, key).tolist():
+    for *numbers, extent, count in _key_tiles_of(problem, query, key, most).tolist():
         tiles = zip(numbers, product((True, False, True), (key, problem.keys % key)), strict=True)
         parts = tuple(KeyTiles(trips, width, masked) for trips, (masked, width) in tiles if trips)
         found.append(QueryTiles(count, extent, parts))
     return tuple(found)
 
 
-def _key_tiles_of(problem: _Question, query: int, key: int) -> Ints:
+def _key_tiles_of(problem: _Question, query: int, key: int, most: int) -> Ints:
     """A row for each run of alike query tiles: its key tiles, their rows, and how many they are.
 
     Key tiles lie before the range that every row sees, in it, and behind it; of each there are full and ragged ones.
@@ -333,7 +335,7 @@ def _key_tiles_of(problem: _Question, query: int, key: int) -> Ints:
         columns = [whole, np.maximum(ends[i + 1] - ends[i], 0) - whole, *columns]
     rows = np.stack(columns, axis=1)
     begins = np.flatnonzero(np.concatenate([[True], (rows[1:] != rows[:-1]).any(axis=1)]))
-    if len(begins) > MOST_QUERY_TILES:
-        begins = np.unique(np.append(np.arange(0, len(rows), -(-len(rows) // MOST_QUERY_TILES)), len(rows) - 1))
+    if len(begins) > most:
+        begins = np.unique(np.append(np.arange(0, len(rows), -(-len(rows) // most)), len(rows) - 1))
     counts = np.diff(np.append(begins, len(rows)))
     return np.concatenate([np.minimum.reduceat(rows, begins), counts[:, None]], axis=1)

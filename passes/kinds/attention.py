@@ -19,6 +19,7 @@ from flatc.dialects.mapping import Mapping
 from flatc.dialects.spatial import KernelOp
 from flatc.passes.cost.attention_trips import trip_cycles
 from flatc.passes.cost.closed_form import ClosedForm, tight_form
+from flatc.passes.cost.key_geometry import MOST_QUERY_TILES
 from flatc.passes.kernels.kernel_schedule import ElementTypes, KernelSchedule, Tensors
 from flatc.passes.kernels.problem import AttentionProblem, Kernel, match_kernel
 from flatc.passes.kernels.schedule_problem import Part, kernel_attention
@@ -26,6 +27,9 @@ from flatc.passes.kinds.kind import KernelKind, Region
 from flatc.passes.mapping.legal_mapping import check_mapping
 from flatc.passes.mapping.live_footprint import beyond_strategies, granularity, live_elements
 from flatc.passes.mapping.search import Choice, Objective, find_mappings
+
+FEW_QUERY_TILES = 32
+"""So many kinds of query tiles are told apart where mappings are ruled out."""
 
 
 class AttentionKind(KernelKind[AttentionProblem, Mapping]):
@@ -108,8 +112,11 @@ class AttentionKind(KernelKind[AttentionProblem, Mapping]):
         return tight_form(problem, accelerator, mapping)
 
     @override
-    def least_cycles(self, problem: AttentionProblem, accelerator: Accelerator, mapping: Mapping) -> float:
-        return trip_cycles(problem, accelerator, mapping) or 0.0
+    def least_cycles(
+        self, problem: AttentionProblem, accelerator: Accelerator, mapping: Mapping, *, quick: bool = False
+    ) -> float:
+        most = FEW_QUERY_TILES if quick else MOST_QUERY_TILES
+        return trip_cycles(problem, accelerator, mapping, most) or 0.0
 
     @override
     def read_back(self, kernel: KernelOp) -> Part | None:

@@ -41,7 +41,7 @@ class Judge:
     When its turn comes, a mapping is not simulated if `least`, a bound nearer to the simulator than the closed form
     that ranks, proves that it cannot win. No more than `most` are simulated, and no more than `MOST_TURNS` have a turn;
     but where `most` is not below `FEW_ENOUGH`, so are all that are left if they are as few, which proves that the
-    leader is the best.
+    leader is the best. `enough` may end it sooner.
     """
 
     def __init__(
@@ -51,8 +51,9 @@ class Judge:
         cycles: Callable[[KernelMapping], float],
         most: int = MOST_SIMULATED,
         least: Callable[[KernelMapping], float] = lambda mapping: 0.0,
+        enough: Callable[[], bool] = lambda: False,
     ):
-        self.choices, self.cycles, self.least, self.most = choices, cycles, least, most
+        self.choices, self.cycles, self.least, self.most, self.enough = choices, cycles, least, most, enough
         self.objective: Objective = objective
         self.factors: dict[int, float] = {}
         self.tried: dict[KernelMapping, Ranking] = {}
@@ -62,11 +63,11 @@ class Judge:
     def best(self) -> Choice[KernelMapping]:
         """The best of what was simulated; `Choice.open` says how many could still be better."""
         _, pool = self._before_the_leader()
-        while (pool := self._worthwhile(pool)) and self.simulated < self.most and len(self.tried) < MOST_TURNS:
+        while (pool := self._worthwhile(pool)) and self._goes_on():
             self._simulate(self._next_of(pool))
         total, left = self._before_the_leader()
         if total <= FEW_ENOUGH <= self.most:
-            while left := self._worthwhile(left):
+            while (left := self._worthwhile(left)) and not self.enough():
                 self._simulate(left.pop())
             total, left = self._before_the_leader()
         first, (ranking, leader) = self.choices[0], self.leader
@@ -82,6 +83,9 @@ class Judge:
             open=max(total, 0) if self.choices.complete else None,
             gain=1 - least / ranking[0] if ranking[0] else 0.0,
         )
+
+    def _goes_on(self) -> bool:
+        return self.simulated < self.most and len(self.tried) < MOST_TURNS and not self.enough()
 
     @property
     def simulated(self) -> int:

@@ -18,11 +18,11 @@ class Budget:
     """
 
     def __init__(self, most: int | None):
-        self._left = most
+        self.most = most
+        self.spent = 0
 
     def spend(self, effort: int) -> None:
         """Takes note of some effort."""
-        if self._left is not None:
-            self._left -= effort
-            if self._left < 0:
-                raise OutOfBudget
+        self.spent += effort
+        if self.most is not None and self.spent > self.most:
+            raise OutOfBudget

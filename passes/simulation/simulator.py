@@ -31,7 +31,7 @@ from flatc.dialects.spatial import (
 )
 from flatc.passes.cost.cost_model import CostModel
 from flatc.passes.cost.primitive_costs import Work
-from flatc.passes.simulation.budget import OutOfBudget
+from flatc.passes.simulation.budget import Budget, OutOfBudget
 from flatc.passes.simulation.event_simulation import Simulation
 from flatc.passes.simulation.program_order import walk
 from flatc.passes.simulation.skip_ahead import FastSimulation
@@ -68,13 +68,14 @@ def simulate_kernel(kernel: KernelOp, accelerator: Accelerator, *, skip_ahead: b
     return summary(kernel, simulation)
 
 
-def try_simulate(kernel: KernelOp, accelerator: Accelerator, most_effort: int) -> KernelSimulation | None:
+def try_simulate(kernel: KernelOp, accelerator: Accelerator, effort: int | Budget) -> KernelSimulation | None:
     """As `simulate_kernel`, but gives up, with None, when it takes more effort than so many events.
 
     Most kernels take far less effort than they have events.
     """
+    budget = effort if isinstance(effort, Budget) else Budget(effort)
     try:
-        return summary(kernel, FastSimulation(kernel, CostModel(accelerator), most_effort))
+        return summary(kernel, FastSimulation(kernel, CostModel(accelerator), budget))
     except (CannotSkip, OutOfBudget):
         return None
 

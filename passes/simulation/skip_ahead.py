@@ -52,9 +52,9 @@ EFFORT_OF_PRODUCT = 4
 class FastSimulation:
     """One simulation of one kernel. Raises `OutOfBudget` (`budget`), or `CannotSkip` where it can only be walked."""
 
-    def __init__(self, kernel: KernelOp, model: CostModel, most_effort: int | None = None):
+    def __init__(self, kernel: KernelOp, model: CostModel, budget: Budget | None = None):
         self.model = model
-        budget = Budget(most_effort)
+        budget = budget or Budget(None)
         writer = ScriptWriter(kernel, model, budget.spend)
         times, script = _Times(writer.registers, budget), writer.write()
         try:
