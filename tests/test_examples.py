@@ -89,7 +89,7 @@ def test_fused_beats_unfused_in_bytes_and_latency_and_fits_the_buffer(accelerato
 
 
 def test_the_size_of_a_schedule_is_bounded_by_a_constant_up_to_a_million_tokens():
-    for strategy, most in (("online", 40), ("auto", 40), ("unfused", 80)):
+    for strategy, most in (("online", 45), ("auto", 45), ("unfused", 80)):
         assert all(demo().compile_row("cloud", n, strategy).operations <= most for n in (512, 65536, 1048576))
 
 
