@@ -30,6 +30,7 @@ from flatc.dialects.diagnostics import FlatcError, did_you_mean, position_of
 from flatc.dialects.flat import FusedOp, MappingAttr
 from flatc.dialects.kernel_mapping import KernelMapping
 from flatc.passes.cost.bounds import AnyProblem
+from flatc.passes.kernels.problem import AttentionProblem
 from flatc.passes.kinds.kind import KernelKind
 from flatc.passes.kinds.registry import kind_of
 from flatc.passes.lower_to_spatial import lower_kernel_alone
@@ -112,6 +113,11 @@ def _problem_of(kernel: FusedOp) -> tuple[KernelKind[Any, Any], AnyProblem]:
     return kind, kind.region(kernel).problem
 
 
+def _is_whole(problem: AnyProblem) -> bool:
+    """Whether a kernel is a whole attention, for which strategies differ most."""
+    return isinstance(problem, AttentionProblem) and problem.has("logit") and problem.has("attend")
+
+
 MOST_EFFORT = 40_000
 """What simulating one mapping may take, in events walked, before it is judged on a shorter problem: about 0.2 s."""
 
@@ -172,7 +178,7 @@ class KernelSearch:
         if found is None:
             choices = self._found(kernel, reserved_bytes)
             found = self._judge(kernel, choices)
-            if self.strategy == "auto" and choices.complete and found[1].gain > LOOSE:
+            if self.strategy == "auto" and _is_whole(problem) and found[1].gain > LOOSE:
                 found = self._with_smaller_spaces(kernel, found, reserved_bytes)
             self._judged[kind.name, problem, reserved_bytes] = found
             self._known[problem, found[1].mapping] = found[0][: len(OBJECTIVES)]

@@ -105,7 +105,7 @@ def test_totals_are_sums_over_kernels(layer: Layer, accelerator: str):
         assert kernel.bounds.cycles <= kernel.latency_cycles
 
 
-@pytest.mark.parametrize("layer", [*LAYERS[:2], LAYERS[3]], ids=str)
+@pytest.mark.parametrize("layer", [*LAYERS[:2], pytest.param(LAYERS[3], marks=pytest.mark.slow)], ids=str)
 def test_mappings_and_schedules_of_a_layer_read_back(layer: Layer):
     """Whisper's second kernel of a sum and a norm has the name that the second result of the first one would have."""
     result = compiled(layer)

@@ -63,8 +63,11 @@ class Judge:
     def best(self) -> Choice[KernelMapping]:
         """The best of what was simulated; `Choice.open` says how many could still be better."""
         _, pool = self._before_the_leader()
-        while (pool := self._worthwhile(pool)) and self._goes_on():
+        pool, leader = self._worthwhile(pool), self.leader
+        while pool and self._goes_on():
             self._simulate(self._next_of(pool))
+            if self.leader is not leader:
+                pool, leader = self._worthwhile(pool), self.leader
         total, left = self._before_the_leader()
         if total <= FEW_ENOUGH <= self.most:
             while (left := self._worthwhile(left)) and not self.enough():
