@@ -2,7 +2,7 @@
 
 import sys
 
-from flatc.cli import main
+from flatc.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

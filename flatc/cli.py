@@ -17,11 +17,11 @@ needs is imported when it runs.
 from __future__ import annotations
 
 import argparse
+import atexit
 import gc
 import os
 import sys
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from typing_extensions import override
@@ -392,26 +392,22 @@ def accelerators_command(arguments: argparse.Namespace) -> int:
 # --- The command ----------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _rare_collections() -> Generator[None]:
-    """Looks for garbage in cycles less often: a command makes dialects and schedules, which stay, and little of that.
+def command() -> int:
+    """`main` as a process of its own, which hardly looks for garbage in cycles.
 
-    At Python's usual pace, looking takes a tenth of the time of a command.
+    A command makes dialects and schedules, which stay, and little of that. At Python's usual pace, looking takes a
+    tenth of the time of a command, and as much again at the end, only to drop all that there is.
     """
-    before = gc.get_threshold()
-    gc.set_threshold(50_000, *before[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
+    gc.set_threshold(250_000, *gc.get_threshold()[1:])
+    atexit.register(gc.freeze)
+    return main()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; gives its exit status."""
     try:
-        with _rare_collections():
-            chosen = parser().parse_args(arguments)
-            status = int(chosen.function(chosen))
+        chosen = parser().parse_args(arguments)
+        status = int(chosen.function(chosen))
         sys.stdout.flush()
     except FlatcError as error:
         print(error.render(), file=sys.stderr)
