@@ -294,7 +294,7 @@ def test_one_slot_or_stage_edited_gives_an_error_or_a_right_answer(choice: Choic
     assert any(accepted)
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(deadline=None, max_examples=40, derandomize=True)
 @given(attentions(), choices(), st.sampled_from([(WHOLE_GROUP,), *GROUPS]), st.sampled_from(["separate", "shared"]))
 def test_any_mapping_gives_an_error_or_a_right_answer(
     case: tuple[Shape, str], choice: Choice, groups: tuple[str, ...], channels: str

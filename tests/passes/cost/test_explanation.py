@@ -32,7 +32,7 @@ def causes(explanation: Explanation) -> dict[str, Fraction]:
 
 @pytest.mark.parametrize("mask", [None, causal(), window(40, 10)], ids=["full", "causal", "window"])
 @pytest.mark.parametrize("strategy", ["auto", "flat-r", "unfused"])
-@pytest.mark.parametrize("accelerator", ["edge", "cloud", "fusemax"])
+@pytest.mark.parametrize("accelerator", ["edge", pytest.param("cloud", marks=pytest.mark.slow), "fusemax"])
 def test_the_causes_add_up_to_the_gap(accelerator: str, strategy: str, mask: MaskExpr | None) -> None:
     explanation = explained(graph(150, 190, mask), accelerator, strategy)
     assert sum(cause.cycles for cause in explanation.causes) == explanation.gap_cycles

@@ -49,20 +49,20 @@ def check_nest(seed: int) -> None:
 
 
 @given(SEEDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_attention(seed: int):
     check_attention(seed)
 
 
 @given(SEEDS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_attention_can_always_be_skipped(seed: int):
     rng = random.Random(seed)
     FastSimulation(random_case(rng).kernel, CostModel(random_machine(rng)))
 
 
 @given(SEEDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_loop_nests(seed: int):
     check_nest(seed)
 
