@@ -265,12 +265,16 @@ class _Walk:
         self._edge = 0 if merged else EDGE
         self._ticks: dict[_Tile, Ticks] = {}
         self._followed: dict[_Moment, tuple[int, Saved, Place]] = {}
-        self._tiles = query_tiles(problem, mapping.tiles.query, mapping.tiles.key, most_query_tiles)
+        found = query_tiles(problem, mapping.tiles.query, mapping.tiles.key, most_query_tiles)
+        # Of tiles that are told apart no longer, one may visit no keys that all the others visit.
+        self._tiles = tuple(tiles for tiles in found if tiles.trips)
         self._trips = sum(tiles.count * self._trips_of(tiles) for tiles in self._tiles)
         """How many trips the query tiles of a tile of query heads take."""
 
     def cycles(self) -> float:
         """From the first load to the last result."""
+        if not self._tiles:
+            return 0.0
         p, t = self.problem, self.mapping.tiles
         heads = ((p.batch, t.batch), (p.kv_heads, t.kv_head), (p.group, t.group))
         if not any(size % tile for size, tile in heads) and all(step.level != HEADS for step in self.steps):

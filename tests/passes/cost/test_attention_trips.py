@@ -29,3 +29,6 @@ def test_the_walk_is_a_bound_from_both_sides(seed: int):
     simulated = float(simulate_kernel(case.kernel, machine).latency_cycles)
     assert walked <= simulated * (1 + 1e-12)
     assert simulated <= 1.01 * walked
+    quick = trip_cycles(case.problem, machine, case.mapping, rng.choice([1, 2, 3]))
+    assert quick is not None
+    assert quick <= simulated * (1 + 1e-12)
