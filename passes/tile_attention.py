@@ -16,7 +16,6 @@ one mapping or of one per kernel (see `mapping_text`).
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -125,7 +124,7 @@ LITTLE_EFFORT = 8_000
 """The same where the closed form comes near, so that the mapping may be judged by that."""
 
 ENOUGH_EFFORT = 16_000
-"""What simulating the mappings of one problem may take together, in events walked, before the best so far is taken."""
+"""What simulating mappings of one space may take together, in events walked, before the best so far is taken."""
 
 LOOSE = 0.01
 """Where something may still be faster by more than this share, the strategies that auto includes are judged as well."""
@@ -143,7 +142,6 @@ class KernelSearch:
         self._choices: dict[tuple[str, AnyProblem, int], Choices[KernelMapping]] = {}
         self._judged: dict[tuple[str, AnyProblem, int], tuple[Ranking, Choice[KernelMapping]]] = {}
         self._least: dict[tuple[AnyProblem, KernelMapping], float] = {}
-        self._effort: Counter[AnyProblem] = Counter()
         self._known: dict[tuple[AnyProblem, KernelMapping], Ranking] = {}
 
     def attach(self, kernel: FusedOp, reserved_bytes: int = 0) -> Choice[KernelMapping]:
@@ -193,12 +191,13 @@ class KernelSearch:
     def _judge(self, kernel: FusedOp, choices: Choices[KernelMapping]) -> tuple[Ranking, Choice[KernelMapping]]:
         """The best of some choices, with its ranking as the simulator sees it."""
         kind, problem = _problem_of(kernel)
+        effort = Budget(None)
         judge = Judge(
             choices,
             self.objective,
-            lambda one: self._judged_cycles(kernel, kind, problem, one),
+            lambda one: self._judged_cycles(kernel, kind, problem, one, effort),
             least=lambda one: self._least_cycles(kind, problem, one),
-            enough=lambda: self._effort[problem] > ENOUGH_EFFORT,
+            enough=lambda: effort.spent > ENOUGH_EFFORT,
         )
         choice = judge.best()
         return judge.leader[0], choice
@@ -240,15 +239,20 @@ class KernelSearch:
         return found
 
     def _judged_cycles(
-        self, kernel: FusedOp, kind: KernelKind[Any, Any], problem: AnyProblem, mapping: KernelMapping
+        self,
+        kernel: FusedOp,
+        kind: KernelKind[Any, Any],
+        problem: AnyProblem,
+        mapping: KernelMapping,
+        effort: Budget | None = None,
     ) -> float:
-        """Simulated latency. Where that takes too long, the closed form, or, where that is not near, the closed form
-        scaled by how far it is off when the kernel is shortened."""
+        """Simulated latency, whose effort is added up. Where that takes too long, the closed form, or, where that is
+        not near, the closed form scaled by how far it is off when the kernel is shortened."""
         near = bool(self._least_cycles(kind, problem, mapping))
-        effort = LITTLE_EFFORT if near else MOST_EFFORT
-        budget = Budget(effort)
+        budget = Budget(LITTLE_EFFORT if near else MOST_EFFORT)
         found = try_simulate(lower_kernel_alone(kernel, mapping), self.accelerator, budget)
-        self._effort[problem] += budget.spent
+        if effort is not None:
+            effort.spend(budget.spent)
         if found is not None:
             return float(found.latency_cycles)
         if near:

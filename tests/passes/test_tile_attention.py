@@ -32,7 +32,7 @@ from flatc.passes.lower_to_spatial import LowerToSpatialPass
 from flatc.passes.mapping.mapping_text import format_mappings
 from flatc.passes.mapping.ranking import Ranking
 from flatc.passes.mapping.search import OBJECTIVES, STRATEGIES
-from flatc.passes.tile_attention import KernelSearch, TileAttentionPass, tile_module
+from flatc.passes.tile_attention import SMALLER_SPACES, KernelSearch, TileAttentionPass, tile_module
 from tests.support import UNFUSED, Shape, attention, fused
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,6 +89,17 @@ def test_every_kernel_gets_a_mapping_and_nothing_else_changes():
 def test_the_result_reads_back_from_its_text():
     module = tiled(fused_module(mask=causal()))
     assert str(parse_mlir(str(module), "tiled.mlir")) == str(module)
+
+
+@pytest.mark.parametrize("mask", [None, causal()], ids=["full", "causal"])
+def test_auto_is_not_slower_than_what_it_includes_where_much_is_open(mask: MaskExpr | None):
+    """Each space has simulations of its own, however much those of another took."""
+    (kernel,) = kernels_in(fused_module(mask=mask))
+    latencies = {
+        strategy: KernelSearch(load("edge"), strategy, "latency").simulated(kernel)[0]
+        for strategy in ("auto", *SMALLER_SPACES)
+    }
+    assert min(latencies.values()) == latencies["auto"]
 
 
 # --- Numbers ------------------------------------------------------------------------------------------
