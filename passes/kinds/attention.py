@@ -19,7 +19,6 @@ from flatc.dialects.mapping import Mapping
 from flatc.dialects.spatial import KernelOp
 from flatc.passes.cost.attention_trips import trip_cycles
 from flatc.passes.cost.closed_form import ClosedForm, tight_form
-from flatc.passes.cost.key_geometry import MOST_QUERY_TILES
 from flatc.passes.kernels.kernel_schedule import ElementTypes, KernelSchedule, Tensors
 from flatc.passes.kernels.problem import AttentionProblem, Kernel, match_kernel
 from flatc.passes.kernels.schedule_problem import Part, kernel_attention
@@ -115,8 +114,8 @@ class AttentionKind(KernelKind[AttentionProblem, Mapping]):
     def least_cycles(
         self, problem: AttentionProblem, accelerator: Accelerator, mapping: Mapping, *, quick: bool = False
     ) -> float:
-        most = FEW_QUERY_TILES if quick else MOST_QUERY_TILES
-        return trip_cycles(problem, accelerator, mapping, most) or 0.0
+        few = trip_cycles(problem, accelerator, mapping, FEW_QUERY_TILES) if quick else None
+        return few or trip_cycles(problem, accelerator, mapping) or 0.0
 
     @override
     def read_back(self, kernel: KernelOp) -> Part | None:
