@@ -6,8 +6,11 @@ finds its type, as `spatial.load %q into %qb` needs. `float_text` writes numbers
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from xdsl.ir import Attribute, SSAValue
 from xdsl.parser import Parser, UnresolvedOperand
+from xdsl.printer import Printer
 
 
 def known_type(parser: Parser, operand: UnresolvedOperand) -> Attribute:
@@ -33,6 +36,13 @@ def parse_known_operands(parser: Parser) -> list[SSAValue]:
     while parser.parse_optional_punctuation(",") is not None:
         values.append(parse_known_operand(parser))
     return values
+
+
+def print_operands(printer: Printer, values: Sequence[SSAValue]) -> None:
+    """What `parse_known_operands` reads, behind the name of an operation."""
+    if values:
+        printer.print_string(" ")
+        printer.print_list(values, printer.print_ssa_value)
 
 
 def float_text(value: float) -> str:

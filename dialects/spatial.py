@@ -84,7 +84,7 @@ from xdsl.utils.exceptions import VerifyException
 from flatc.dialects.accelerator import AcceleratorAttr, Array
 from flatc.dialects.flat import MappingAttr, parse_mapping_attribute
 from flatc.dialects.on_array import OnArray, array_properties, on_array_of, parse_on_array
-from flatc.dialects.parsing import float_text, parse_known_operands
+from flatc.dialects.parsing import float_text, parse_known_operands, print_operands
 from flatc.dialects.score_functions import ScoreFunctionAttr
 from flatc.dialects.spatial_loops import ForOp, StartOp, YieldOp, make_for
 from flatc.dialects.spatial_onchip import OnchipOp
@@ -155,9 +155,7 @@ class ReturnOp(IRDLOperation):
 
     @override
     def print(self, printer: Printer) -> None:
-        if self.values:
-            printer.print_string(" ")
-            printer.print_list(self.values, printer.print_ssa_value)
+        print_operands(printer, self.values)
 
 
 INPUT_KINDS = ("input", "weight", "cache")

@@ -38,7 +38,7 @@ from xdsl.traits import (
 )
 from xdsl.utils.exceptions import VerifyException
 
-from flatc.dialects.parsing import parse_known_operands
+from flatc.dialects.parsing import parse_known_operands, print_operands
 from flatc.dialects.quasi_affine import Expr
 from flatc.dialects.spatial_types import (
     ExprAttr,
@@ -79,9 +79,7 @@ class YieldOp(IRDLOperation):
 
     @override
     def print(self, printer: Printer) -> None:
-        if self.tokens:
-            printer.print_string(" ")
-            printer.print_list(self.tokens, printer.print_ssa_value)
+        print_operands(printer, self.tokens)
 
 
 @irdl_op_definition

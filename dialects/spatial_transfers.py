@@ -98,6 +98,23 @@ class _TransferOp(TimedOp):
                 f"the buffer {buffer.element_type}"
             )
 
+    def print_block(self, printer: Printer) -> None:
+        """What `_parse_block` reads: the table is the last buffer that is read."""
+        if self.block is not None:
+            table = len(self.reads) - 1
+            printer.print_string(" by ")
+            print_access(printer, self.reads[table], self.windows.data[table].data, self)
+            printer.print_string(f" block {self.block.data}")
+
+
+def _parse_block(timed: Timed, parser: Parser) -> int | None:
+    """`by %table block 16`: the rows of a block; the table joins what is read. None if it is not there."""
+    if not parser.parse_optional_keyword("by"):
+        return None
+    timed.reads.append(timed.parse_access(parser))
+    parser.parse_keyword("block")
+    return parser.parse_integer()
+
 
 @irdl_op_definition
 class LoadOp(_TransferOp):
@@ -125,11 +142,7 @@ class LoadOp(_TransferOp):
     def parse(cls, parser: Parser) -> Self:
         timed = Timed()
         timed.tensor, timed.tensor_offsets = timed.parse_access(parser)
-        block = None
-        if parser.parse_optional_keyword("by"):
-            timed.reads = [timed.parse_access(parser)]
-            parser.parse_keyword("block")
-            block = parser.parse_integer()
+        block = _parse_block(timed, parser)
         parser.parse_keyword("into")
         timed.writes = [timed.parse_access(parser)]
         timed.parse_extents(parser)
@@ -141,10 +154,7 @@ class LoadOp(_TransferOp):
         assert self.tensor is not None
         printer.print_string(" ")
         print_access(printer, self.tensor, self.tensor_offsets.data, self)
-        if self.block is not None:
-            printer.print_string(" by ")
-            print_access(printer, self.reads[0], self.windows.data[0].data, self)
-            printer.print_string(f" block {self.block.data}")
+        self.print_block(printer)
         printer.print_string(" into ")
         print_access(printer, self.writes[0], self.windows.data[-1].data, self)
         print_extents(printer, self)
@@ -177,11 +187,7 @@ class StoreOp(_TransferOp):
         timed.reads = [timed.parse_access(parser)]
         parser.parse_keyword("into")
         timed.tensor, timed.tensor_offsets = timed.parse_access(parser)
-        block = None
-        if parser.parse_optional_keyword("by"):
-            timed.reads.append(timed.parse_access(parser))
-            parser.parse_keyword("block")
-            block = parser.parse_integer()
+        block = _parse_block(timed, parser)
         timed.parse_extents(parser)
         timed.parse_tail(parser)
         return cls(timed, block=block)
@@ -193,9 +199,6 @@ class StoreOp(_TransferOp):
         print_access(printer, self.reads[0], self.windows.data[0].data, self)
         printer.print_string(" into ")
         print_access(printer, self.tensor, self.tensor_offsets.data, self)
-        if self.block is not None:
-            printer.print_string(" by ")
-            print_access(printer, self.reads[1], self.windows.data[1].data, self)
-            printer.print_string(f" block {self.block.data}")
+        self.print_block(printer)
         print_extents(printer, self)
         print_tail(printer, self)
