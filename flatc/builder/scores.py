@@ -61,6 +61,7 @@ class MaskExpr:
 
     @property
     def is_runtime(self) -> bool:
+        """Whether some of it is known only when the graph runs."""
         return bool(self.keep or self.valid or self.same)
 
 

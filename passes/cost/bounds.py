@@ -74,7 +74,9 @@ class Problem(Protocol):
     """
 
     @property
-    def on_chip(self) -> frozenset[str]: ...
+    def on_chip(self) -> frozenset[str]:
+        """The roles of tensors that stay on chip between kernels."""
+        ...
 
     def least_macs(self) -> int:
         """Multiply-accumulates that any schedule does."""

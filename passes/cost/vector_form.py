@@ -107,6 +107,7 @@ class ChainForm:
         return Load(size * repeats, events, looped)
 
     def tile_elements(self, operand: Operand) -> Ints:
+        """How many elements of an operand a tile has: all where it has no tiles of its own."""
         sizes = zip(operand.dims, self.problem.dims, self.columns.tiles, strict=True)
         return (
             reduce(lambda a, b: a * b, (tile if own == size else own for own, size, tile in sizes)) + 0 * self.trips[0]

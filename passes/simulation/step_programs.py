@@ -110,6 +110,7 @@ class View:
         return sum(trip.frames > level and trip.first[level] for trip in newer)
 
     def age_of(self, buffer: BufferOp, age: int) -> int | None:
+        """How many instances of a buffer are newer than that of the trip of this age."""
         if buffer in self._outside.ages:
             return self._outside.ages[buffer]
         level = self._chain.level_of(buffer)
