@@ -22,13 +22,14 @@ each other.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.frozen import frozen
-from flatc.dialects.mapping import Mapping
-from flatc.passes.cost.recurrence import EDGE, FIRST, HEAD, HEADS, KEY, LAST, QUERY, STRIP, Step, Wait
+from flatc.dialects.mapping import Keep, Mapping, Softmax, Stages
+from flatc.passes.cost.trip_steps import EDGE, FIRST, HEAD, HEADS, KEY, LAST, QUERY, STRIP, Pipeline, Step, Wait
 from flatc.passes.kernels.problem import AttentionProblem
-from flatc.passes.kernels.score_ops import Operand, operand_level, operand_slots
+from flatc.passes.kernels.score_ops import Level, Operand, operand_level, operand_slots
 
 
 @frozen
@@ -43,21 +44,52 @@ class _Pass:
     mark: str = ""
 
 
-class AttentionSteps:
+def attention_pipeline(problem: AttentionProblem, accelerator: Accelerator, mapping: Mapping) -> Pipeline:
+    """The pipeline of a mapping: the same one for all mappings that differ in tiles and folds only."""
+    tiles = mapping.tiles
+    return _pipeline(
+        _Facts(
+            problem,
+            mapping.keep,
+            mapping.stages,
+            mapping.softmax,
+            shares_channel=accelerator.offchip.channels == "shared",
+            adds=mapping.attend.add == "vector",
+            loops=problem.batch > tiles.batch or problem.kv_heads > tiles.kv_head,
+        )
+    )
+
+
+@frozen
+class _Facts:
+    """All that the steps depend on; `adds` products on the vector unit, `loops` over tiles of heads."""
+
+    problem: AttentionProblem
+    keep: Keep
+    stages: Stages
+    softmax: Softmax
+    shares_channel: bool
+    adds: bool
+    loops: bool
+
+
+@lru_cache(maxsize=1 << 8)
+def _pipeline(facts: _Facts) -> Pipeline:
+    return Pipeline(_AttentionSteps(facts).steps())
+
+
+class _AttentionSteps:
     """Says what the steps are and which waits for which."""
 
-    def __init__(self, problem: AttentionProblem, accelerator: Accelerator, mapping: Mapping):
-        self.problem, self.mapping = problem, mapping
-        self.stages, self.slots, self.softmax = mapping.stages, mapping.keep, mapping.softmax
+    def __init__(self, facts: _Facts):
+        self.problem, self.adds, self.loops = facts.problem, facts.adds, facts.loops
+        self.stages, self.slots, self.softmax = facts.stages, facts.keep, facts.softmax
         self.by_rows = self.softmax.algorithm == "rows"
         self.streamed = self.softmax.algorithm == "streamed"
         self.in_loops = self.by_rows or self.streamed or self.softmax.rescaled_every > 1
         self.held = self.softmax.on_array
-        shared = accelerator.offchip.channels == "shared"
-        self.write = "read" if shared else "write"
-        self.adds = mapping.attend.add == "vector"
-        self.loops = problem.batch > mapping.tiles.batch or problem.kv_heads > mapping.tiles.kv_head
-        self.source = "L" if problem.has("logit") else "P"
+        self.write = "read" if facts.shares_channel else "write"
+        self.source = "L" if self.problem.has("logit") else "P"
         self.of_scores = KEY if self.streamed or not self.in_loops else QUERY if self.by_rows else STRIP
         """The level of a buffer of scores."""
 
@@ -121,8 +153,11 @@ class AttentionSteps:
         stage = self.stages.load + used - self.stages.logit if at == QUERY or self.loops else 0
         for operand, user in self._operands():
             if operand_level(operand, self.slots.k_level) == level:
-                slots = operand_slots(self.mapping, operand_level(operand, self.slots.k_level))
+                slots = self._slots_of(operand_level(operand, self.slots.k_level))
                 yield Step(f"O{operand.role}", "read", stage, at, (Wait(user, slots, at),), only=only)
+
+    def _slots_of(self, level: Level) -> int:
+        return operand_slots(self.slots, self.stages, self.softmax, level)
 
     def _operands(self) -> list[tuple[Operand, str]]:
         """Each operand, and the step that uses it."""
@@ -186,7 +221,7 @@ class AttentionSteps:
                 level = operand_level(operand, self.slots.k_level)
                 if level in ("key", "tile"):
                     waits.append(Wait(f"O{operand.role}{mark}"))
-                    slots = Wait(f"W{i}{mark}", operand_slots(self.mapping, level))
+                    slots = Wait(f"W{i}{mark}", self._slots_of(level))
                     yield Step(f"O{operand.role}{mark}", "read", load, KEY, (slots,), loop=loop)
                 else:
                     waits += self._wait_for(operand)
@@ -232,7 +267,7 @@ class AttentionSteps:
         level = operand_level(operand, self.slots.k_level)
         if level == "key":
             load = stage if loop else self.stages.load + stage - self.stages.logit
-            slots = operand_slots(self.mapping, level)
+            slots = self._slots_of(level)
             yield Step(f"O{operand.role}", "read", load, KEY, (Wait("C", slots),), loop=loop)
         made = "X" if self.problem.has("softmax") else self.source
         waits = (Wait(made, level=self.of_scores), *self._wait_for(operand))
@@ -285,13 +320,13 @@ class AttentionSteps:
     def _finish(self) -> Iterator[Step]:
         p, last = self.problem, 0 if self.by_rows or self.streamed else LAST
         done = (Wait("A", level=QUERY), *((Wait("G", level=QUERY),) if self.adds else ()))
-        if divides(p, self.mapping) or p.converts_output:
+        if divides(p, self.softmax) or p.converts_output:
             slot = (Wait("S", self.slots.output_slots, QUERY),) if p.converts_output else ()
             yield Step("D", "vector", self.stages.store, QUERY, (*done, *slot), only=last)
             done = (Wait("D", level=QUERY),)
         yield Step("S", self.write, self.stages.store, QUERY, done, only=last)
 
 
-def divides(problem: AttentionProblem, mapping: Mapping) -> bool:
+def divides(problem: AttentionProblem, softmax: Softmax) -> bool:
     """Whether finished outputs are divided by the sums of their rows."""
-    return problem.has("softmax") and mapping.softmax.divide == "late"
+    return problem.has("softmax") and softmax.divide == "late"

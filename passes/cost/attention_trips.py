@@ -9,13 +9,12 @@ key tiles, alike ones in a row as rounds that `recurrence` walks through few of.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from math import prod
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.frozen import frozen
 from flatc.dialects.mapping import Mapping
-from flatc.passes.cost.attention_steps import AttentionSteps, divides
+from flatc.passes.cost.attention_steps import attention_pipeline, divides
 from flatc.passes.cost.key_geometry import (
     MOST_QUERY_TILES,
     KeyTiles,
@@ -32,22 +31,9 @@ from flatc.passes.cost.primitive_costs import (
     ceil_divide,
     pe_cycles,
 )
-from flatc.passes.cost.recurrence import (
-    EDGE,
-    FIRST,
-    HEAD,
-    HEADS,
-    KEY,
-    QUERY,
-    STRIP,
-    Place,
-    Recurrence,
-    Rounds,
-    Saved,
-    Step,
-    Ticks,
-)
+from flatc.passes.cost.recurrence import Recurrence, Rounds, Saved
 from flatc.passes.cost.tick_prices import TickPrices, Times
+from flatc.passes.cost.trip_steps import EDGE, FIRST, HEAD, HEADS, KEY, QUERY, STRIP, Pipeline, Ticks
 from flatc.passes.kernels.keyed_storage import PAGE_BYTES
 from flatc.passes.kernels.problem import AttentionProblem
 from flatc.passes.kernels.score_ops import Operand, operand_level
@@ -67,8 +53,8 @@ def trip_cycles(
         return None
     if not every_row_sees_keys(problem) or "query" in (mapping.keep.k_level, mapping.keep.v_level):
         return None
-    ticks, steps = _Prices(problem, accelerator, mapping), tuple(AttentionSteps(problem, accelerator, mapping).steps())
-    return _Walk(problem, mapping, steps, ticks, most_query_tiles).cycles()
+    prices, pipeline = _Prices(problem, accelerator, mapping), attention_pipeline(problem, accelerator, mapping)
+    return _Walk(problem, mapping, pipeline, prices, most_query_tiles).cycles()
 
 
 # --- Prices -----------------------------------------------------------------------------------------------
@@ -102,17 +88,10 @@ class _Prices(TickPrices):
         self.problem, self.mapping = problem, mapping
         self._operands = {f"O{operand.role}": operand for operand in problem.operands}
         self._width = problem.d_v + (mapping.softmax.total == "attend")
-        self._known: dict[tuple[_Tile, str], Times] = {}
 
-    def of(self, name: str, tile: _Tile) -> Times:
+    def of(self, step: str, tile: _Tile) -> Times:
         """(until its resource is free, until its result is there) of a step."""
-        found = self._known.get((tile, name))
-        if found is None:
-            found = self._known[tile, name] = self._price(name.rstrip("'"), tile)
-        return found
-
-    def _price(self, name: str, tile: _Tile) -> Times:
-        p = self.problem
+        p, name = self.problem, step.rstrip("'")
         match name[0]:
             case "T":
                 return self.moved("pages", tile.batch * p.pages * PAGE_BYTES)
@@ -168,7 +147,7 @@ class _Prices(TickPrices):
         if name[0] == "W":
             return self.on_vector(p.score_ops[int(name[1:])].kind, tile.rows, tile.key)
         if name == "D":
-            late = divides(p, self.mapping)
+            late = divides(p, self.mapping.softmax)
             kind = "cast" if not late else "divide_by_last" if softmax.total == "attend" else "divide"
             return self.on_vector(kind, tile.rows, p.d_v, converts=p.converts_output)
         if name in ("X", "Y", "F"):
@@ -248,23 +227,23 @@ class _Walk:
         self,
         problem: AttentionProblem,
         mapping: Mapping,
-        steps: tuple[Step, ...],
+        pipeline: Pipeline,
         prices: _Prices,
         most_query_tiles: int,
     ):
-        self.problem, self.mapping, self.steps, self.prices = problem, mapping, steps, prices
+        self.problem, self.mapping, self.prices = problem, mapping, prices
         self.by_rows, self.strip_tiles = (
             mapping.softmax.algorithm in ("rows", "streamed"),
             mapping.softmax.rescaled_every,
         )
-        self.pipeline = Recurrence(steps)
-        self.head = self.query = self.strip = self.key = 0
+        self.steps, self.recurrence = pipeline.steps, Recurrence(pipeline)
+        self._has_loops = bool(pipeline.loops)
         self._begins = True
         # Where query tiles are taken to have less key tiles than they do, strips begin elsewhere: masks are left out.
         merged = self.strip_tiles > 1 and problem.queries > mapping.tiles.query * most_query_tiles
         self._edge = 0 if merged else EDGE
         self._ticks: dict[_Tile, Ticks] = {}
-        self._followed: dict[_Moment, tuple[int, Saved, Place]] = {}
+        self._followed: dict[_Moment, tuple[int, Saved]] = {}
         found = query_tiles(problem, mapping.tiles.query, mapping.tiles.key, most_query_tiles)
         # Of tiles that are told apart no longer, one may visit no keys that all the others visit.
         self._tiles = tuple(tiles for tiles in found if tiles.trips)
@@ -280,10 +259,10 @@ class _Walk:
         if not any(size % tile for size, tile in heads) and all(step.level != HEADS for step in self.steps):
             # Nothing is loaded for tiles of heads, and these are alike: their loops are one.
             count = prod(size // tile for size, tile in heads)
-            self.pipeline.repeat(count, lambda: self._queries((t.batch, t.kv_head, t.group)), QUERY, self._trips)
+            self.recurrence.repeat(count, lambda: self._queries((t.batch, t.kv_head, t.group)), QUERY, self._trips)
         else:
             self._rounds(p.batch, t.batch, self._kv_heads, HEADS)
-        return self.pipeline.finish() / self.prices.ticks_per_cycle
+        return self.recurrence.finish() / self.prices.ticks_per_cycle
 
     def _kv_heads(self, batch: int) -> None:
         p, t = self.problem, self.mapping.tiles
@@ -293,10 +272,10 @@ class _Walk:
         """All tiles along a dimension, the last of which may be ragged."""
         for count, extent in ((size // tile, tile), (1, size % tile)):
             if count and extent:
-                self.pipeline.repeat(count, lambda extent=extent: body(extent), level, self._trips)
+                self.recurrence.repeat(count, lambda extent=extent: body(extent), level, self._trips)
 
     def _heads(self, batch: int, kv_head: int) -> None:
-        self.head += 1
+        self.recurrence.enter(HEADS)
         self._begins = True
         p, t = self.problem, self.mapping.tiles
         self._rounds(p.group, t.group, lambda group: self._queries((batch, kv_head, group)), QUERY)
@@ -310,68 +289,67 @@ class _Walk:
         for place, tiles in enumerate(self._tiles):
             row = self._row if self.by_rows else self._strips if self.strip_tiles > 1 else self._stream
             trips = self._trips_of(tiles)
-            self.pipeline.repeat(tiles.count, lambda tiles=tiles, row=row: row(heads, tiles), QUERY, trips)
+            self.recurrence.repeat(tiles.count, lambda tiles=tiles, row=row: row(heads, tiles), QUERY, trips)
             if len(self._tiles) > WORTH_A_LOOK:
-                ahead, horizon = self.pipeline.moment()
+                ahead, horizon = self.recurrence.moment()
                 moment = heads, place, ahead
                 known = self._followed.get(moment)
                 if known is not None:
-                    before, end, numbers = known
-                    self.pipeline.go_to(end, horizon - before)
-                    self.head, self.query, self.strip, self.key = numbers
+                    before, end = known
+                    self.recurrence.go_to(end, horizon - before)
                     return
                 met.append((moment, horizon))
         if met:
-            end, numbers = self.pipeline.save(), (self.head, self.query, self.strip, self.key)
-            self._followed |= {moment: (horizon, end, numbers) for moment, horizon in met}
+            end = self.recurrence.save()
+            self._followed |= {moment: (horizon, end) for moment, horizon in met}
 
     def _trips_of(self, tiles: QueryTiles) -> int:
         return 1 if self.by_rows else ceil_divide(tiles.trips, self.strip_tiles)
 
     def _next_query(self) -> int:
         """The kind of the first trip of a query tile."""
-        self.query += 1
+        self.recurrence.enter(QUERY)
         begins, self._begins = self._begins, False
         return HEAD if begins else 0
 
     def _stream(self, heads: _Heads, tiles: QueryTiles) -> None:
         """The trips of a query tile, one for each key tile."""
-        trips = [(part.count, partial(self._trip, part)) for part in self._key_tiles(heads, tiles.extent, tiles.parts)]
-        self.pipeline.stream(trips, self._next_query() | FIRST, KEY)
+        self.recurrence.stream(self._key_tiles(heads, tiles.extent, tiles.parts), self._next_query() | FIRST, KEY)
 
-    def _trip(self, part: Rounds, kind: int) -> None:
-        self.key += 1
-        self.pipeline.trip((self.head, self.query, 0, self.key), kind | part.kind, part.ticks)
-
-    def _key_tiles(self, heads: _Heads, rows: int, parts: Sequence[KeyTiles]) -> list[Rounds]:
-        return [Rounds(part.trips, EDGE * part.masked, self._of(_Tile(*heads, rows, part.extent, 0))) for part in parts]
+    def _key_tiles(self, heads: _Heads, rows: int, parts: Sequence[KeyTiles]) -> tuple[Rounds, ...]:
+        return tuple(
+            Rounds(part.trips, EDGE * part.masked, self._of(_Tile(*heads, rows, part.extent, 0))) for part in parts
+        )
 
     def _strips(self, heads: _Heads, tiles: QueryTiles) -> None:
         """The trips of a query tile, one for each strip of key tiles."""
         strips = [
-            (count, partial(self._strip, heads, tiles.extent, parts))
+            self._with_loops(heads, tiles.extent, parts, count)
             for count, parts in strips_of(tiles.parts, self.strip_tiles)
         ]
-        self.pipeline.stream(strips, self._next_query() | FIRST, STRIP)
-
-    def _strip(self, heads: _Heads, rows: int, parts: Sequence[KeyTiles], kind: int) -> None:
-        self.strip += 1
-        self._with_loops(heads, rows, parts, kind)
+        self.recurrence.stream(strips, self._next_query() | FIRST, STRIP)
 
     def _row(self, heads: _Heads, tiles: QueryTiles) -> None:
         """The trip of a query tile whose rows stay on chip."""
-        self._with_loops(heads, tiles.extent, tiles.parts, self._next_query())
+        self.recurrence.trip(self._with_loops(heads, tiles.extent, tiles.parts, 1, self._next_query()))
 
-    def _with_loops(self, heads: _Heads, rows: int, parts: Sequence[KeyTiles], kind: int) -> None:
-        """A trip of loops over key tiles."""
+    def _with_loops(self, heads: _Heads, rows: int, parts: Sequence[KeyTiles], count: int, kind: int = 0) -> Rounds:
+        """So many trips of loops over key tiles."""
         every = self._key_tiles(heads, rows, parts)
-        changed = every if self.problem.score_ops else [rounds for rounds in every if rounds.kind]
+        changed = every if self.problem.score_ops else tuple(rounds for rounds in every if rounds.kind)
         ticks = self._of(_Tile(*heads, rows, 1, sum(part.trips * part.extent for part in parts)))
         loops = {"fill": every, "change": changed, "measure": every, "scale": every, "use": every}
-        self.pipeline.trip((self.head, self.query, self.strip, 0), kind, ticks, loops)
+        return Rounds(count, kind, ticks, tuple(loops.items()))
 
     def _of(self, tile: _Tile) -> Ticks:
+        """What steps take on a tile. Where trips have loops: those in loops, or, on whole rows, the others."""
         found = self._ticks.get(tile)
         if found is None:
-            found = self._ticks[tile] = tuple(self.prices.of(step.name, tile) for step in self.steps)
+            inside = self._has_loops and not tile.strip
+            found = self._ticks[tile] = tuple(
+                self.prices.of(step.name, tile) if bool(step.loop) == inside else _NO_TIME for step in self.steps
+            )
         return found
+
+
+_NO_TIME: Times = 0, 0

@@ -10,27 +10,15 @@ at a loop of one trip is loaded once, when everything (or a head) begins. `recur
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.frozen import frozen
 from flatc.dialects.product_mapping import ProductMapping
 from flatc.passes.cost.primitive_costs import MatmulTile, array_cycles
 from flatc.passes.cost.product_costs import finish_price
-from flatc.passes.cost.recurrence import (
-    BEGIN,
-    FIRST,
-    HEAD,
-    HEADS,
-    KEY,
-    LAST,
-    QUERY,
-    Recurrence,
-    Step,
-    Ticks,
-    Wait,
-)
+from flatc.passes.cost.recurrence import Recurrence, Rounds
 from flatc.passes.cost.tick_prices import TickPrices, Times
+from flatc.passes.cost.trip_steps import BEGIN, FIRST, HEAD, HEADS, KEY, LAST, QUERY, Pipeline, Step, Ticks, Wait
 from flatc.passes.kernels.product_problem import ProductProblem
 
 
@@ -99,8 +87,9 @@ class _Walk(TickPrices):
     def __init__(self, problem: ProductProblem, accelerator: Accelerator, mapping: ProductMapping):
         super().__init__(accelerator, problem.on_chip)
         self.problem, self.mapping = problem, mapping
-        self.pipeline = Recurrence(tuple(_steps(problem, accelerator, mapping)))
-        self.outer = self.tile = self.turn = self.begins = 0
+        pipeline = Pipeline(_steps(problem, accelerator, mapping))
+        self.steps, self.recurrence = pipeline.steps, Recurrence(pipeline)
+        self.begins = 0
         tiles = mapping.tiles
         self.parts = {
             dim: [(size // tile, tile), (int(size % tile > 0), size % tile)]
@@ -110,8 +99,8 @@ class _Walk(TickPrices):
 
     def cycles(self) -> float:
         """From the first load to the last result."""
-        self.pipeline.repeat(self.problem.heads, self._head, HEADS, self._trips(*self.mapping.order))
-        return self.pipeline.finish() / self.ticks_per_cycle
+        self.recurrence.repeat(self.problem.heads, self._head, HEADS, self._trips(*self.mapping.order))
+        return self.recurrence.finish() / self.ticks_per_cycle
 
     def _trips(self, *dims: str) -> int:
         """Turns of the loop over k in all tiles along some dimensions."""
@@ -127,30 +116,26 @@ class _Walk(TickPrices):
 
     def _along(self, dim: str, level: int, trips: int, body: Callable[[int], None]) -> None:
         for count, extent in self.parts[dim]:
-            self.pipeline.repeat(count, lambda extent=extent: body(extent), level, trips)
+            self.recurrence.repeat(count, lambda extent=extent: body(extent), level, trips)
 
     def _outer(self, extents: dict[str, int]) -> None:
-        self.outer += 1
+        self.recurrence.enter(HEADS)
         self.begins |= HEAD
         inner = self.mapping.order[1]
         self._along(inner, QUERY, self._trips(), lambda extent: self._tile(extents | {inner: extent}))
 
     def _tile(self, extents: dict[str, int]) -> None:
         """All turns of one tile of the result."""
-        self.tile += 1
+        self.recurrence.enter(QUERY)
         begins, self.begins = self.begins | FIRST, 0
         sizes = [(count, k) for count, k in self.parts["k"] if count]
-        turns = [(count, partial(self._turn, self._ticks(_Tile(**extents, k=k)))) for count, k in sizes]
-        self.pipeline.stream(turns, begins, KEY)
-
-    def _turn(self, ticks: Ticks, kind: int) -> None:
-        self.turn += 1
-        self.pipeline.trip((self.outer, self.tile, 0, self.turn), kind, ticks)
+        turns = [Rounds(count, 0, self._ticks(_Tile(**extents, k=k))) for count, k in sizes]
+        self.recurrence.stream(turns, begins, KEY)
 
     def _ticks(self, tile: _Tile) -> Ticks:
         found = self._known.get(tile)
         if found is None:
-            found = self._known[tile] = tuple(self._price(step.name, tile) for step in self.pipeline.steps)
+            found = self._known[tile] = tuple(self._price(step.name, tile) for step in self.steps)
         return found
 
     def _price(self, name: str, tile: _Tile) -> Times:

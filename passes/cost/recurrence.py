@@ -12,7 +12,8 @@ and where a round of trips takes the times from x to x + d, or later, every furt
 
 A few rounds are taken one by one, until times move on evenly; the others are passed over. Where all times move on by
 the same, nothing is lost, and else the bound is the least of their moves. What is computed behind a bound is a bound
-of what follows, as all maps are monotone: so rounds may be nested, key tiles in query tiles in tiles of heads.
+of what follows, as all maps are monotone: so rounds may be nested, key tiles in query tiles in tiles of heads. Rounds
+that were met before in the same state are not taken again: they end as they ended then.
 
 Only times that rounds read and write take part in the comparison. What else they read is from before the first of
 them, which has waited for it. A time that lies before every resource is free is waited for by nobody, and counts as if
@@ -21,24 +22,18 @@ it were that time (`skip_ahead` does so too, where the proof is).
 Against `simulation`: that one knows nothing but operations and is exact; this one is told what a kernel does
 (`attention_trips`), takes no matrices and no recurring states, and is bounded in its effort.
 
-    pipeline = Recurrence(steps)                      # load, work and store of each tile
-    pipeline.repeat(1000, lambda: pipeline.trip(tile, ...), KEY, 1)
-    pipeline.finish()                                 # ticks
+    walk = Recurrence(Pipeline(steps))                # load, work and store of each tile
+    walk.stream([Rounds(1000, 0, ticks)], 0, KEY)
+    walk.finish()                                     # ticks
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 
 from flatc.dialects.frozen import frozen
-
-HEADS, QUERY, STRIP, KEY = 0, 1, 2, 3
-"""Levels of a nest: what happens once for a tile of heads, a query tile, a strip of key tiles, a tile of scores."""
-
-FIRST, LAST, HEAD, EDGE, BEGIN = 1, 2, 4, 8, 16
-"""Kinds of a trip: first and last one of its query tile, first one of its tile of heads, crossed by a mask's edge; the
-first one of all that is alike."""
+from flatc.passes.cost.trip_steps import HEADS, KEY, LAST, NOTHING, Issue, Pipeline, Place, Scope, Ticks
 
 LONGEST_PERIOD = 8
 """So many rounds are looked back to find times that move on evenly."""
@@ -46,76 +41,24 @@ LONGEST_PERIOD = 8
 FEWEST_IN_A_TRIP = 20
 """Fewer rounds of a loop inside of a trip are taken sooner than they are compared."""
 
+WORTH_REMEMBERING = 4
+"""So many rounds are worth looking up how they ended when they were met before."""
+
 PATIENCE = 16
 """After so many rounds that do not, the least of their moves must do."""
-
-Ticks = tuple[tuple[int, int], ...]
-"""For each step of a pipeline: how long its resource is taken, and when the result is there."""
-
-Place = tuple[int, int, int, int]
-"""The number of a tile of heads, of a query tile, of a strip, and of a tile of scores: what each level counts."""
-
-
-@frozen
-class Wait:
-    """A step waits until `earlier` is over: its last instance in the same tile of a level, or so many before it."""
-
-    earlier: str
-    back: int = 0
-    level: int = KEY
-
-
-@frozen
-class Step:
-    """An operation of each tile of its level, in trips of the kind `only` and not of the kind `never`.
-
-    In trip i it works on tile i - stage. Steps of one `loop` are a loop inside of a trip.
-    """
-
-    name: str
-    resource: str
-    stage: int
-    level: int
-    waits: tuple[Wait, ...] = ()
-    only: int = 0
-    never: int = 0
-    loop: str = ""
 
 
 @frozen
 class Rounds:
-    """So many rounds of a loop inside a trip, all of a kind."""
+    """So many rounds of a loop, or trips, all of a kind; in each trip there may be rounds of loops."""
 
     count: int
     kind: int
     ticks: Ticks
+    loops: tuple[tuple[str, tuple[Rounds, ...]], ...] = ()
 
 
-@frozen
-class _Trip:
-    """The tile that a trip begins to work on."""
-
-    place: Place
-    kind: int
-    ticks: Ticks
-    loops: Mapping[str, Sequence[Rounds]]
-
-
-_Ring = list[int]
-_Issue = tuple[int, int, tuple[tuple[_Ring, int, int], ...], tuple[tuple[_Ring, int], ...]]
-"""A step as it is issued: its number, its resource, (ring, level, back) of waits, (ring, level) of results."""
-
-_Turn = tuple[int, str, list[_Issue]]
-"""What follows on each other in a trip: steps of one stage, or a loop."""
-
-
-@frozen
-class _Scope:
-    """The times that rounds read and write: resources, (ring, level, depth, loop), (ring, level) of coarser ones."""
-
-    resources: tuple[int, ...]
-    rings: tuple[tuple[_Ring, int, int, str], ...]
-    coarser: tuple[tuple[_Ring, int], ...]
+_IDLE = Rounds(0, NOTHING, ())
 
 
 @frozen
@@ -127,266 +70,269 @@ class _State:
 
 
 @frozen
+class _Ending:
+    """Where rounds that began in a state are after so many: times since the first resource was free then, in the tiles
+    of the rounds and in those above. If `period`, every further `period` of them take `move`."""
+
+    rounds: int
+    period: int
+    move: int
+    times: tuple[int, ...]
+    above: tuple[int, ...]
+
+
+@frozen
 class Saved:
     """All times of a pipeline at one moment, and what is under way in it."""
 
-    free: tuple[int, ...]
-    done: tuple[int, ...]
-    rings: tuple[tuple[int, ...], ...]
+    times: tuple[int, ...]
+    numbers: tuple[int, ...]
     counters: dict[str, int]
-    window: tuple[_Trip | None, ...]
-    place: Place
+    window: tuple[Rounds, ...]
+    kinds: tuple[int, ...]
+    places: tuple[Place, ...]
 
 
 class Recurrence:
     """The times of a pipeline, moved on trip by trip and round by round."""
 
-    def __init__(self, steps: Sequence[Step]):
-        self.steps = tuple(steps)
-        names = dict.fromkeys(step.resource for step in steps)
-        self._resources = {name: index for index, name in enumerate(names)}
-        self._free, self._done = [0] * len(names), [0] * len(names)
-        self.deepest = max(step.stage for step in steps)
-        far = max((wait.back for step in steps for wait in step.waits), default=0)
-        self._size = 1 << (far + self.deepest + 2).bit_length()
-        self._mask = self._size - 1
-        self._rings: dict[tuple[str, int], _Ring] = {}
-        for step in steps:
-            for wait in step.waits:
-                self._rings.setdefault((wait.earlier, wait.level), [0] * self._size)
-        self._issues = [self._issue_of(index, step) for index, step in enumerate(steps)]
-        self._window: list[_Trip | None] = [None] * (self.deepest + 1)
-        self._plans: dict[tuple[int, ...], list[_Turn]] = {}
-        self._loop_plans: dict[tuple[str, int], list[_Issue]] = {}
-        self._loops = {step.loop: index for index, step in reversed(list(enumerate(steps))) if step.loop}
-        self._counters = dict.fromkeys(self._loops, 0)
-        self._place: Place = (0, 0, 0, 0)
-
-    def _issue_of(self, index: int, step: Step) -> _Issue:
-        waits = tuple((self._rings[w.earlier, w.level], w.level, w.back) for w in step.waits)
-        results = tuple((ring, level) for (name, level), ring in self._rings.items() if name == step.name)
-        return index, self._resources[step.resource], waits, results
+    def __init__(self, pipeline: Pipeline):
+        self.pipeline = pipeline
+        self._times = [0] * pipeline.size
+        self._results = len(pipeline.resources)
+        self._mask = pipeline.ring_size - 1
+        self._numbers = [0] * (KEY + 1)
+        self._counters = dict.fromkeys(pipeline.loops, 0)
+        stages = pipeline.deepest + 1
+        self._window, self._kinds = (_IDLE,) * stages, (NOTHING,) * stages
+        self._places: tuple[Place, ...] = (tuple(self._numbers),) * stages
+        self._endings: dict[Hashable, _Ending] = {}
 
     # --- Trips ----------------------------------------------------------------------------------------------
 
-    def trip(self, place: Place, kind: int, ticks: Ticks, loops: Mapping[str, Sequence[Rounds]] | None = None) -> None:
-        """The trip that begins to work on a tile, and goes on with those before it."""
-        self._place = place
-        self._move_on(_Trip(place, kind, ticks, loops or {}))
+    def enter(self, level: int) -> None:
+        """The next tile of a level begins."""
+        self._numbers[level] += 1
+
+    def trip(self, what: Rounds) -> None:
+        """The trip that begins to work on the tiles entered last, and goes on with those before them."""
+        window = self._window = (what, *self._window[:-1])
+        kinds = self._kinds = (what.kind, *self._kinds[:-1])
+        places = self._places = (tuple(self._numbers), *self._places[:-1])
+        for stage, loop, issues in self.pipeline.plan(kinds):
+            if loop:
+                self._loop(loop, window[stage], places[stage])
+            else:
+                self._issue(issues, places[stage], window[stage].ticks)
 
     def finish(self) -> int:
         """When the last result is there, once all tiles are done."""
-        for _ in range(self.deepest):
-            self._move_on(None)
-        return max(self._done)
+        for _ in range(self.pipeline.deepest):
+            self.trip(_IDLE)
+        return max(self._times[self._results : 2 * self._results])
 
-    def _move_on(self, trip: _Trip | None) -> None:
-        window = self._window
-        window.pop()
-        window.insert(0, trip)
-        kinds = tuple(-1 if one is None else one.kind for one in window)
-        plan = self._plans.get(kinds)
-        if plan is None:
-            plan = self._plans[kinds] = self._plan(kinds)
-        for stage, loop, issues in plan:
-            found = window[stage]
-            assert found is not None
-            if loop:
-                self._loop(loop, found)
-            else:
-                self._issue(issues, found.place, found.ticks)
-
-    def _plan(self, kinds: tuple[int, ...]) -> list[_Turn]:
-        """The steps and loops of a trip, given the kinds of the tiles that its stages work on."""
-        plan: list[_Turn] = []
-        for index, step in enumerate(self.steps):
-            kind = kinds[step.stage]
-            if kind < 0 or (self._loops[step.loop] != index if step.loop else not _takes_part(step, kind)):
-                continue
-            if step.loop or not plan or plan[-1][:2] != (step.stage, ""):
-                plan.append((step.stage, step.loop, []))
-            plan[-1][2].append(self._issues[index])
-        return plan
-
-    def _issue(self, issues: Sequence[_Issue], place: Place, ticks: Ticks) -> None:
+    def _issue(self, issues: Sequence[Issue], place: Place, ticks: Ticks) -> None:
         """Operations on one tile: each starts when its resource is free and what it waits for is over."""
-        mask, free, done = self._mask, self._free, self._done
+        times, mask, units = self._times, self._mask, self._results
         for index, resource, waits, results in issues:
             busy, latency = ticks[index]
-            start = free[resource]
+            start = times[resource]
             for ring, level, back in waits:
-                ready = ring[(place[level] - back) & mask]
+                ready = times[ring + (place[level] - back & mask)]
                 if ready > start:  # `max` takes three times as long
                     start = ready
-            free[resource] = start + busy
-            over = done[resource]
+            times[resource] = start + busy
+            over = times[units + resource]
             if start + latency > over:
-                over = done[resource] = start + latency
+                over = times[units + resource] = start + latency
             for ring, level in results:
-                ring[place[level] & mask] = over
+                times[ring + (place[level] & mask)] = over
 
-    def _loop(self, loop: str, trip: _Trip) -> None:
-        head, query, strip, _ = trip.place
-        for rounds in trip.loops.get(loop, ()):
-            plan = self._loop_plans.get((loop, rounds.kind))
-            if plan is None:
-                steps = zip(self._issues, self.steps, strict=True)
-                plan = [one for one, step in steps if step.loop == loop and _takes_part(step, rounds.kind)]
-                self._loop_plans[loop, rounds.kind] = plan
+    def _loop(self, loop: str, trip: Rounds, place: Place) -> None:
+        scope = self.pipeline.loop_scopes[loop]
+        for name, parts in trip.loops:
+            if name != loop:
+                continue
+            for rounds in parts:
+                plan, ticks = self.pipeline.loop_plan(loop, rounds.kind), rounds.ticks
+                at = [*place[:KEY], self._counters[loop]]
 
-            def once(plan: list[_Issue] = plan, ticks: Ticks = rounds.ticks) -> None:
-                self._counters[loop] += 1
-                self._issue(plan, (head, query, strip, self._counters[loop]), ticks)
+                def once(plan: list[Issue] = plan, ticks: Ticks = ticks, at: list[int] = at) -> None:
+                    at[KEY] += 1
+                    self._issue(plan, at, ticks)
 
-            self._repeat(rounds.count, once, self._loop_scopes[loop], 0, lambda: trip.place, FEWEST_IN_A_TRIP)
+                self._repeat(rounds.count, once, scope, 1, at, (loop, rounds.kind, ticks), FEWEST_IN_A_TRIP)
+                self._counters[loop] = at[KEY]
 
     # --- Moments --------------------------------------------------------------------------------------------
 
     def moment(self) -> tuple[tuple[int, ...], int]:
         """How far all times lie ahead of the first free resource, and when that is free."""
-        state = self._state(self._scopes[HEADS], self._place)
+        state = self._state(self.pipeline.scopes[HEADS], self._numbers)
         return state.ahead, state.horizon
 
     def save(self) -> Saved:
         """Everything, to go back to."""
-        rings = tuple(tuple(ring) for ring in self._rings.values())
-        window = tuple(self._window)
-        return Saved(tuple(self._free), tuple(self._done), rings, dict(self._counters), window, self._place)
+        numbers, counters = tuple(self._numbers), dict(self._counters)
+        return Saved(tuple(self._times), numbers, counters, self._window, self._kinds, self._places)
 
     def go_to(self, saved: Saved, later: int) -> None:
         """To where the pipeline was before, but so much later."""
-        self._free[:] = [time + later for time in saved.free]
-        self._done[:] = [time + later for time in saved.done]
-        for ring, times in zip(self._rings.values(), saved.rings, strict=True):
-            ring[:] = [time + later for time in times]
+        self._times[:] = [time + later for time in saved.times]
+        self._numbers[:] = saved.numbers
         self._counters = dict(saved.counters)
-        self._window = list(saved.window)
-        self._place = saved.place
+        self._window, self._kinds, self._places = saved.window, saved.kinds, saved.places
 
     # --- Rounds ---------------------------------------------------------------------------------------------
 
-    def stream(self, parts: Sequence[tuple[int, Callable[[int], None]]], begins: int, level: int) -> None:
-        """The trips of a query tile: so many of each part, made by what is given their kind.
+    def stream(self, parts: Sequence[Rounds], begins: int, level: int) -> None:
+        """The trips of a query tile: so many of each part, with a tile of `level` in each.
 
-        The first of all is of the kind `begins`, the last of the kind `LAST`. Alike trips differ in tiles of `level`.
+        The first of all is also of the kind `begins`, the last of the kind `LAST`.
         """
-        left = sum(count for count, _ in parts)
-        for count, trip in parts:
+        left = sum(part.count for part in parts)
+        for part in parts:
+            count = part.count
             left -= count
             if begins and count:
-                trip(begins | LAST * (count == 1 and not left))
+                self._one(part, begins | LAST * (count == 1 and not left), level)
                 begins, count = 0, count - 1
             ends = count > 0 and not left
-            self.repeat(count - ends, partial(trip, 0), level, 1)
+            if count > ends:
+                late, what = self.pipeline.deepest + 1, (part.kind, part.ticks, part.loops)
+                once = partial(self._one, part, 0, level)
+                self._repeat(count - ends, once, self.pipeline.scopes[level], late, self._numbers, what)
             if ends:
-                trip(LAST)
+                self._one(part, LAST, level)
+
+    def _one(self, part: Rounds, kind: int, level: int) -> None:
+        self._numbers[level] += 1
+        self.trip(Rounds(1, part.kind | kind, part.ticks, part.loops) if kind else part)
 
     def repeat(self, count: int, round: Callable[[], None], level: int, trips: int) -> None:
         """So many rounds, of at least so many trips each, which differ in their tiles of `level` or below at most."""
-        late = -(-(self.deepest + 1) // trips)
-        self._repeat(count, round, self._scopes[level], late, lambda: self._place)
+        late = -(-(self.pipeline.deepest + 1) // trips)
+        self._repeat(count, round, self.pipeline.scopes[level], late, self._numbers)
 
     def _repeat(
         self,
         count: int,
         round: Callable[[], None],
-        scope: _Scope,
+        scope: Scope,
         late: int,
-        place: Callable[[], Place],
+        place: Place,
+        what: Hashable = None,
         fewest: int = 3,
     ) -> None:
         """In the first `late` rounds the pipeline still works on what was before them.
 
-        Of fewer rounds than `fewest` behind these, each is taken.
+        Fewer rounds than `fewest` behind these are not compared. `what` is all that matters of a round: where that is
+        known, rounds that begin in a state that was met before end as they ended then.
         """
-        history: list[_State] = []
-        done, forgot = 0, False
-        while done < count:
+        left = count - late
+        if left < (fewest if what is None else min(fewest, WORTH_REMEMBERING)):
+            _take(count, round)
+            return
+        _take(late, round)
+        first = self._state(scope, place)
+        key = None if what is None else (what, first.ahead, self._above(scope, place, first.horizon))
+        known = self._known(key, left)
+        if known is not None:
+            more = (left - known.rounds) // known.period
+            self._end_as(known, first.horizon, more * known.move, scope, place)
+            _take(left - known.rounds - more * known.period, round)
+            return
+        taken, period, move = left, 1, 0
+        if left < fewest:
+            _take(left, round)
+        else:
+            taken, period, move = self._settle(left, round, scope, place, first)
+        rest = left - taken
+        if key is not None and rest >= LONGEST_PERIOD:
+            self._endings[key] = self._ending((taken, period, move), first.horizon, scope, place)
+        if rest:
+            scope.shift(self._times, place, rest // period * move)
+            _take(rest % period, round)
+        if key is not None and rest < LONGEST_PERIOD:
+            self._endings[key, left] = self._ending((left, 1, 0), first.horizon, scope, place)
+
+    def _settle(
+        self, count: int, round: Callable[[], None], scope: Scope, place: Place, first: _State
+    ) -> tuple[int, int, int]:
+        """Takes rounds until times move on evenly: (how many it took, in how many they move on, how far)."""
+        history, forgot = [first], False
+        for taken in range(1, count + 1):
             round()
-            done += 1
-            left = count - done
-            if done < late or not left or count < late + fewest:
-                continue
-            now = self._state(scope, place())
-            period, move = _even_move(history, now, left)
+            if taken == count:
+                break
+            now = self._state(scope, place)
+            period, move = _even_move(history, now, count - taken)
             if period and move < now.horizon - history[-period].horizon and not forgot:
                 # A result may be so late that it hides those of many rounds: below all that, there is a bound, too.
                 forgot = True
-                for resource in scope.resources:
-                    self._done[resource] = self._free[resource]
+                scope.forget_results(self._times)
                 history.clear()
             elif period:
-                self._shift(scope, place(), left // period * move)
-                done += left // period * period
-                history.clear()
+                return taken, period, move
             else:
                 history.append(now)
+        return count, 1, 0
 
-    def _state(self, scope: _Scope, place: Place) -> _State:
-        mask = self._mask
-        free = [self._free[resource] for resource in scope.resources]
-        horizon = min(free)
-        times = free + [self._done[resource] for resource in scope.resources]
-        for ring, level, depth, loop in scope.rings:
-            number = self._counters[loop] if loop else place[level]
-            times += [ring[n & mask] for n in range(number - depth + 1, number + 1)]
+    def _state(self, scope: Scope, place: Place) -> _State:
+        times = scope.read(self._times, place, self._counters)
+        horizon = min(times[: len(scope.resources)])
         return _State(horizon, tuple([time - horizon if time > horizon else 0 for time in times]))
 
-    def _shift(self, scope: _Scope, place: Place, ticks: int) -> None:
-        """All times of a scope are later."""
-        for resource in scope.resources:
-            self._free[resource] += ticks
-            self._done[resource] += ticks
-        for ring, *_ in scope.rings:
-            ring[:] = [time + ticks for time in ring]
-        for ring, level in scope.coarser:
-            ring[place[level] & self._mask] += ticks
+    # --- Rounds that were met before --------------------------------------------------------------------------
 
-    @cached_property
-    def _scopes(self) -> dict[int, _Scope]:
-        levels = HEADS, QUERY, STRIP, KEY
-        return {level: self._scope([step for step in self.steps if step.level >= level], level) for level in levels}
+    def _above(self, scope: Scope, place: Place, horizon: int) -> tuple[int, ...]:
+        """How far the times of the tiles above are ahead."""
+        times = self._times
+        return tuple([max(times[index] - horizon, 0) for index in scope.above(place)])
 
-    @cached_property
-    def _loop_scopes(self) -> dict[str, _Scope]:
-        return {loop: self._scope([s for s in self.steps if s.loop == loop], KEY) for loop in self._loops}
+    def _known(self, key: Hashable, count: int) -> _Ending | None:
+        """How so many rounds ended.
 
-    def _scope(self, steps: Sequence[Step], least: int) -> _Scope:
-        """What rounds of some steps read and write, of tiles of a level or below."""
-        loops = {step.name: step.loop for step in steps}
-        rings = {key: ring for key, ring in self._rings.items() if key[0] in loops}
-        reach = dict.fromkeys(rings, 0)
-        for step in self.steps:
-            for wait in step.waits:
-                if (wait.earlier, wait.level) in reach:
-                    key = wait.earlier, wait.level
-                    reach[key] = max(reach[key], wait.back)
-        return _Scope(
-            tuple(dict.fromkeys(self._resources[step.resource] for step in steps)),
-            tuple(
-                (r, key[1], reach[key] + self.deepest + 1, loops[key[0]] if key[1] == KEY else "")
-                for key, r in rings.items()
-                if key[1] >= least
-            ),
-            tuple((r, key[1]) for key, r in rings.items() if key[1] < least),
-        )
+        Rounds of which more than `LONGEST_PERIOD` were left when they moved on evenly do so whatever their number is.
+        """
+        if key is None:
+            return None
+        known = self._endings.get((key, count))
+        if known is not None:
+            return known
+        known = self._endings.get(key)
+        return known if known is not None and count - known.rounds >= LONGEST_PERIOD else None
+
+    def _ending(self, rounds: tuple[int, int, int], since: int, scope: Scope, place: Place) -> _Ending:
+        times, own = self._times, scope.read(self._times, place, self._counters)
+        above = [times[index] - since for index in scope.above(place)]
+        return _Ending(*rounds, tuple([time - since for time in own]), tuple(above))
+
+    def _end_as(self, known: _Ending, since: int, later: int, scope: Scope, place: Place) -> None:
+        times, since = self._times, since + later
+        for index, time in zip(scope.indices(place, self._counters), known.times, strict=True):
+            times[index] = since + time
+        for index, time in zip(scope.above(place), known.above, strict=True):
+            if time > 0:  # What was over before these rounds stays as it was.
+                times[index] = since + time
 
 
-def _takes_part(step: Step, kind: int) -> bool:
-    return kind & step.only == step.only and not kind & step.never
+def _take(count: int, round: Callable[[], None]) -> None:
+    for _ in range(count):
+        round()
 
 
 def _even_move(history: Sequence[_State], now: _State, left: int) -> tuple[int, int]:
     """(rounds, how far all times move on in them); 0 rounds where more of them are to be seen first."""
+    recent = history[: -LONGEST_PERIOD - 1 : -1]
+    for period, before in enumerate(recent[:left], 1):
+        if before.ahead == now.ahead:
+            return period, now.horizon - before.horizon
     best = 0, 0
-    for period, before in enumerate(reversed(history[-LONGEST_PERIOD:]), 1):
-        if period > left:
-            break
-        moves = [b - a for a, b in zip(before.ahead, now.ahead, strict=True)]
-        least, most = min(moves), max(moves)
-        move = now.horizon - before.horizon + least
-        if least == most:
-            return period, move
+    if len(history) < PATIENCE:
+        return best
+    for period, before in enumerate(recent[:left], 1):
+        move = now.horizon - before.horizon + min(b - a for a, b in zip(before.ahead, now.ahead, strict=True))
         if not best[0] or move * best[0] > best[1] * period:
             best = period, move
-    return best if len(history) >= PATIENCE else (0, 0)
+    return best

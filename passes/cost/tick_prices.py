@@ -9,7 +9,14 @@ from math import lcm
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.passes.cost.bounds import is_written
-from flatc.passes.cost.primitive_costs import VECTOR_WORK, ArrayCycles, VectorWork, copy_ticks, vector_cycles
+from flatc.passes.cost.primitive_costs import (
+    VECTOR_WORK,
+    ArrayCycles,
+    VectorWork,
+    ceil_divide,
+    copy_ticks,
+    vector_cycles,
+)
 from flatc.passes.cost.value_work import VALUE_WORK
 
 Times = tuple[int, int]
@@ -23,6 +30,7 @@ class TickPrices:
         self.accelerator, self.on_chip = accelerator, on_chip
         read, write = accelerator.cycles_per_byte_read, accelerator.cycles_per_byte_written
         self.ticks_per_cycle = lcm(read.denominator, write.denominator)
+        self._rates: dict[tuple[str, bool], tuple[int, int]] = {}
         self._read, self._write = int(read * self.ticks_per_cycle), int(write * self.ticks_per_cycle)
 
     def moved(self, role: str, size: int, transfers: int = 1) -> Times:
@@ -43,10 +51,21 @@ class TickPrices:
 
     def on_vector(self, kind: str, rows: int, width: int, *, converts: bool = False) -> Times:
         """A vector operation; `converts` says that it rounds what it writes to another type."""
+        of_elements, of_rows = self._rates.get((kind, converts)) or self._rate(kind, converts=converts)
+        lanes = self.accelerator.vector.lanes
+        ticks = ceil_divide(rows * width, lanes) * of_elements + ceil_divide(rows, lanes) * of_rows
+        return ticks, ticks
+
+    def _rate(self, kind: str, *, converts: bool) -> tuple[int, int]:
+        """Ticks of a vector operation for as many elements, and for as many rows, as there are lanes."""
         work = VALUE_WORK[kind] if kind in VALUE_WORK else VECTOR_WORK[kind]
         if converts and "cast" not in work.per_element:
             work = VectorWork((*work.per_element, "cast"), work.per_row)
-        return self.at_once(vector_cycles(self.accelerator.vector, work, rows * width, rows))
+        unit = self.accelerator.vector
+        of_elements = vector_cycles(unit, work, 1, 0) * self.ticks_per_cycle
+        of_rows = vector_cycles(unit, work, 0, 1) * self.ticks_per_cycle
+        found = self._rates[kind, converts] = of_elements, of_rows
+        return found
 
     def at_once(self, cycles: int) -> Times:
         """An operation that is done when its resource is free."""

@@ -30,7 +30,7 @@ from flatc.dialects import attn
 from flatc.dialects.attn import element_type_of, shape_of
 from flatc.dialects.diagnostics import FlatcError, position_of
 from flatc.dialects.frozen import frozen
-from flatc.dialects.mapping import Mapping
+from flatc.dialects.mapping import Keep, Softmax, Stages
 from flatc.dialects.masks import Mask
 from flatc.dialects.score_functions import Alibi, ScoreFunction, Softcap, T5Relative
 from flatc.dialects.spatial_types import TensorRefType
@@ -120,14 +120,13 @@ class Sizes:
         return (operand.buckets, *shape[1:3]) if operand.buckets else shape
 
 
-def operand_slots(mapping: Mapping, level: Level) -> int:
+def operand_slots(keep: Keep, stages: Stages, softmax: Softmax, level: Level) -> int:
     """Slots of an operand's buffer: it is loaded as far ahead as K, and as many tiles of it wait.
 
     Streamed softmax goes twice over the scores, and what is loaded outside of the key loops stays in between.
     """
-    stages = mapping.stages
-    slots = max(mapping.keep.k_slots, stages.logit - stages.load + 1)
-    between = mapping.softmax.algorithm == "streamed" and level in ("heads", "query")
+    slots = max(keep.k_slots, stages.logit - stages.load + 1)
+    between = softmax.algorithm == "streamed" and level in ("heads", "query")
     return slots + (stages.attend - stages.logit) * between
 
 

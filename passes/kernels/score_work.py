@@ -69,7 +69,8 @@ class ScoreWork:
         tensor = kernel.tensors.operands[operand.role]
         assert isinstance(tensor.type, TensorRefType)
         starts, extents, sizes = zip(*self._dims(operand, level), strict=True)
-        buffer = kernel.buffer(operand.role, operand_slots(self.mapping, level), sizes, tensor.type.element_type)
+        slots = operand_slots(self.mapping.keep, self.mapping.stages, self.mapping.softmax, level)
+        buffer = kernel.buffer(operand.role, slots, sizes, tensor.type.element_type)
         return buffer, kernel.load(tensor, starts, extents, Access(buffer), stage, operand.role)
 
     def _dims(self, operand: Operand, level: Level) -> list[_Dim]:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from flatc.passes.cost.recurrence import KEY, Recurrence, Rounds, Step, Wait
+from flatc.passes.cost.recurrence import Recurrence, Rounds
+from flatc.passes.cost.trip_steps import KEY, Pipeline, Step, Wait
 
 
 def ticks(*busy: int, latency: int = 0) -> tuple[tuple[int, int], ...]:
@@ -16,14 +17,15 @@ def ticks(*busy: int, latency: int = 0) -> tuple[tuple[int, int], ...]:
 
 def run(steps: Sequence[Step], tile: tuple[tuple[int, int], ...], count: int) -> tuple[int, int]:
     """(ticks, trips taken) of so many alike tiles."""
-    pipeline, taken = Recurrence(steps), list[int]()
+    walk, taken = Recurrence(Pipeline(steps)), list[int]()
 
     def trip() -> None:
         taken.append(0)
-        pipeline.trip((0, 0, 0, len(taken)), 0, tile)
+        walk.enter(KEY)
+        walk.trip(Rounds(1, 0, tile))
 
-    pipeline.repeat(count, trip, KEY, 1)
-    return pipeline.finish(), len(taken)
+    walk.repeat(count, trip, KEY, 1)
+    return walk.finish(), len(taken)
 
 
 LOAD, WORK = Step("load", "bus", 0, KEY, (Wait("work", 2),)), Step("work", "unit", 0, KEY, (Wait("load"),))
@@ -63,10 +65,10 @@ def test_a_loop_inside_a_trip_is_passed_over_too():
         Step("work", "unit", 0, KEY, (Wait("load"),), loop="fill"),
         Step("use", "unit", 0, 1, (Wait("work", level=1),)),
     )
-    pipeline = Recurrence(steps)
+    walk = Recurrence(Pipeline(steps))
     tile = ticks(3, 5, 7)
-    pipeline.trip((0, 1, 0, 0), 0, tile, {"fill": [Rounds(10**9, 0, tile)]})
-    assert pipeline.finish() == 8 * 10**9 + 7
+    walk.trip(Rounds(1, 0, tile, (("fill", (Rounds(10**9, 0, tile),)),)))
+    assert walk.finish() == 8 * 10**9 + 7
 
 
 def test_a_resource_that_runs_ahead_makes_the_bound_loose_and_no_more():
@@ -97,9 +99,10 @@ def test_passing_over_rounds_never_gives_more_than_taking_them(seed: int):
     tile = tuple((busy := rng.randint(1, 9), busy + rng.choice([0, 0, 6])) for _ in names)
     count = rng.randint(30, 300)
     found, taken = run(steps, tile, count)
-    plain = Recurrence(steps)
-    for number in range(count):
-        plain.trip((0, 0, 0, number + 1), 0, tile)
+    plain = Recurrence(Pipeline(steps))
+    for _ in range(count):
+        plain.enter(KEY)
+        plain.trip(Rounds(1, 0, tile))
     exact = plain.finish()
     assert found <= exact
     assert found >= exact - sum(latency for _, latency in tile)
@@ -108,13 +111,45 @@ def test_passing_over_rounds_never_gives_more_than_taking_them(seed: int):
 
 def test_a_late_result_does_not_hide_the_rounds_behind_it():
     """The first result comes 1000 ticks late; of a thousand products of 2 behind it, each is there at once."""
-    pipeline, taken = Recurrence((Step("late", "unit", 0, KEY, only=1), Step("work", "unit", 0, KEY, never=1))), [0]
+    late, work = Step("late", "unit", 0, KEY, only=1), Step("work", "unit", 0, KEY, never=1)
+    walk, taken = Recurrence(Pipeline((late, work))), [0]
 
     def trip(kind: int) -> None:
         taken[0] += 1
-        pipeline.trip((0, 0, 0, taken[0]), kind, ((1, 1001), (2, 2)))
+        walk.enter(KEY)
+        walk.trip(Rounds(1, kind, ((1, 1001), (2, 2))))
 
     trip(1)
-    pipeline.repeat(1000, lambda: trip(0), KEY, 1)
-    assert pipeline.finish() == 1 + 2 * 1000
+    walk.repeat(1000, lambda: trip(0), KEY, 1)
+    assert walk.finish() == 1 + 2 * 1000
     assert taken[0] < 100
+
+
+def test_rounds_that_begin_in_a_state_met_before_are_not_taken_again():
+    """A second stream of the same trips, as long or longer, is passed over behind what of the first is in flight."""
+    tile = ticks(3, 5, latency=2)
+    pipeline = Pipeline((LOAD, WORK))
+
+    def finish(lengths: Sequence[int], *, remembers: bool) -> tuple[int, int]:
+        walk, issued = Recurrence(pipeline), [0]
+        plain = walk.trip
+
+        def trip(what: Rounds) -> None:
+            issued[0] += 1
+            plain(what)
+
+        walk.trip = trip
+        for length in lengths:
+            if remembers:
+                walk.stream([Rounds(length, 0, tile)], 0, KEY)
+            else:
+                for _ in range(length):
+                    walk.enter(KEY)
+                    walk.trip(Rounds(1, 0, tile))
+        return walk.finish(), issued[0]
+
+    lengths = (100, 100, 250, 100, 1000)
+    found, few = finish(lengths, remembers=True)
+    exact, many = finish(lengths, remembers=False)
+    assert found == exact
+    assert few < 40 < many

@@ -1,0 +1,55 @@
+"""What a trip issues, and which times its rounds read and write: the two-slot pipeline by hand."""
+
+from __future__ import annotations
+
+from flatc.passes.cost.trip_steps import FIRST, KEY, NOTHING, QUERY, Pipeline, Step, Wait
+
+LOAD = Step("load", "bus", 0, KEY, (Wait("work", 2),))
+WORK = Step("work", "unit", 1, KEY, (Wait("load"),))
+FETCH = Step("fetch", "bus", 0, QUERY, only=FIRST)
+
+
+def test_a_trip_issues_the_steps_of_each_stage_that_its_tile_has():
+    """The first trip has no tile in stage 1, and `fetch` is in trips of the kind FIRST only."""
+    pipeline = Pipeline((FETCH, LOAD, WORK))
+
+    def names(*kinds: int) -> list[tuple[int, list[str]]]:
+        return [
+            (stage, [pipeline.steps[issue[0]].name for issue in issues]) for stage, _, issues in pipeline.plan(kinds)
+        ]
+
+    assert names(FIRST, NOTHING) == [(0, ["fetch", "load"])]
+    assert names(0, FIRST) == [(0, ["load"]), (1, ["work"])]
+
+
+def test_there_is_a_ring_for_each_result_that_is_awaited():
+    pipeline = Pipeline((LOAD, WORK))
+    assert set(pipeline.rings) == {("work", KEY), ("load", KEY)}
+    assert pipeline.reach("work", KEY) == 2
+    assert pipeline.ring_size > 2 + pipeline.deepest
+    assert pipeline.size == 2 * len(pipeline.resources) + 2 * pipeline.ring_size
+
+
+def test_a_scope_reads_what_its_rounds_may_wait_for_and_moves_all_of_it():
+    """Resources and their results, and of the ring of `work` the last instances up to two slots and a stage back."""
+    pipeline = Pipeline((LOAD, WORK))
+    scope, times = pipeline.scopes[KEY], list(range(pipeline.size))
+    place = (0, 0, 0, 5)
+    read = scope.read(times, place, {})
+    assert read == tuple(times[index] for index in scope.indices(place, {}))
+    ring = pipeline.rings["work", KEY]
+    assert {ring + number for number in (2, 3, 4, 5)} <= set(read)
+    scope.shift(times, place, 100)
+    assert scope.read(times, place, {}) == tuple(time + 100 for time in read)
+
+
+def test_a_step_of_a_coarser_tile_is_above_the_scope_of_key_tiles():
+    """`done` waits for the last work of a query tile: that time is not a tile's own, and moves with the rounds."""
+    done = Step("done", "bus", 1, QUERY, (Wait("work", level=QUERY),))
+    pipeline = Pipeline((LOAD, WORK, done))
+    scope, place = pipeline.scopes[KEY], (0, 3, 0, 5)
+    (above,) = scope.above(place)
+    assert above == pipeline.rings["work", QUERY] + 3
+    times = [0] * pipeline.size
+    scope.shift(times, place, 7)
+    assert times[above] == 7
