@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from flatc.dialects.quasi_affine import Expr, Extremum, Quotient, Var
+from flatc.dialects.quasi_affine import Expr, Extremum, Quotient, Var, maximum, minimum
 from flatc.passes.cost.arrays import Ints
 
 Direction = int | None
@@ -33,6 +33,36 @@ def direction(expr: Expr, name: str) -> Direction:
     if found is None and (parts := _distributed(expr)):
         return _together([direction(part, name) for part in parts])
     return found
+
+
+def monotone_parts(expr: Expr, name: str) -> list[Expr] | None:
+    """Expressions that each go one way, such that `expr` only changes where one of them does; None if none are known.
+
+    The trips of a loop over the masked tiles of a strip first become more and then fewer, for instance:
+
+        max(0, min(a, b)) = min(max(0, min(a, b)), ...)    for any parts of the minimum, each of which is cut off
+    """
+    match expr.terms:
+        case ((Extremum(parts, True), 1),) if not expr.constant:
+            outer = parts
+        case _:
+            outer = (expr,)
+    floors = [part for part in outer if direction(part, name) == 0]
+    found: list[Expr] = []
+    for part in outer:
+        lows = _lows(part)
+        ceilings = [low for low in lows if direction(low, name) == 0]
+        found += [maximum(minimum(low, *ceilings), *floors) for low in lows if direction(low, name) != 0]
+    return found if all(direction(part, name) is not None for part in found) else None
+
+
+def _lows(expr: Expr) -> list[Expr]:
+    """Parts whose least is `expr`, from minima that are added and maxima that are subtracted."""
+    for atom, coefficient in expr.terms:
+        if isinstance(atom, Extremum) and atom.largest == (coefficient < 0):
+            rest = expr - Expr(((atom, coefficient),), 0)
+            return [low for part in atom.parts for low in _lows(rest + part * coefficient)]
+    return [expr]
 
 
 def _distributed(expr: Expr) -> list[Expr]:

@@ -12,7 +12,7 @@ another chain starts a chain of its own, inside of that entry. Offsets do not ma
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any
 
 from xdsl.ir import Block, Operation, SSAValue
@@ -55,11 +55,13 @@ class ChainFacts:
         """The level whose body `op` stands in, or None if it stands elsewhere."""
         return None if op.parent is None else self.levels.get(op.parent)
 
+    @cached_property
     def outside_tokens(self) -> list[SSAValue]:
         """The tokens from outside that operations of the chain, or its nested loops, look at."""
         root = self.loops[0]
         return [token for token in dict.fromkeys(_tokens_used(root)) if not root.is_ancestor(_owner(token))]
 
+    @cached_property
     def outside_buffers(self) -> list[BufferOp]:
         """The buffers from outside that the chain touches."""
         root, touched = self.loops[0], dict.fromkeys(b for op in timed_ops(self.loops[0]) for b in buffers_of(op))
@@ -124,16 +126,18 @@ class IndexedExprs:
         self._names: dict[SSAValue, str] = {}
         self._numbers: dict[Expr, int] = {}
         self.exprs: list[Expr] = []
-        self._functions: list[Callable[[Columns], Ints]] = []
+        self._names_in: list[frozenset[str]] = []
+        self._functions: dict[int, Callable[[Columns], Ints]] = {}
 
     def name(self, index: SSAValue) -> str:
         """The name of a loop index."""
         return self._names.setdefault(index, f"i{len(self._names)}")
 
-    def number(self, expr: Expr, indices: Iterator[SSAValue] | tuple[SSAValue, ...]) -> int:
+    def number(self, expr: Expr, indices: tuple[SSAValue, ...]) -> int:
         """The number of an expression of an operation's index operands."""
-        bound = expr.substitute({f"d{i}": var(self.name(index)) for i, index in enumerate(indices)})
-        return self.number_of(bound)
+        if expr.is_constant():
+            return self.number_of(expr)
+        return self.number_of(expr.substitute({f"d{i}": var(self.name(index)) for i, index in enumerate(indices)}))
 
     def number_of(self, expr: Expr) -> int:
         """The number of an expression of index names."""
@@ -141,18 +145,23 @@ class IndexedExprs:
         if found is None:
             found = self._numbers[expr] = len(self.exprs)
             self.exprs.append(expr)
-            self._functions.append(_compiled(expr))
+            self._names_in.append(frozenset(expr.variables()))
         return found
 
-    def names_in(self, number: int) -> set[str]:
+    def names_in(self, number: int) -> frozenset[str]:
         """The indices that an expression depends on."""
-        return set(self.exprs[number].variables())
+        return self._names_in[number]
 
     def evaluate(self, number: int, columns: Columns, count: int) -> Ints:
         """The values of an expression in `count` places."""
         import numpy as np
 
-        return np.broadcast_to(np.asarray(self._functions[number](columns), dtype=np.int64), count)
+        if not self._names_in[number]:
+            return np.full(count, self.exprs[number].constant, dtype=np.int64)
+        function = self._functions.get(number)
+        if function is None:
+            function = self._functions[number] = _compiled(self.exprs[number])
+        return function(columns)
 
 
 def _compiled(expr: Expr) -> Callable[[Columns], Ints]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from xdsl.ir import BlockArgument, OpResult, SSAValue
@@ -52,20 +53,30 @@ class Event:
     held: tuple[int, ...] = ()
 
 
-@dataclass
+@dataclass(eq=False)
 class Part:
     """A part of a program without loops: what moves on at its start, then events."""
 
     merges: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     moves: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     events: list[Event] = field(default_factory=list[Event])
+    _pieces: dict[Ticks, Piece] = field(default_factory=dict["Ticks", "Piece"])
 
-    def touched(self) -> set[int]:
+    @cached_property
+    def touched(self) -> frozenset[int]:
         """All registers it reads or writes."""
         found = {register for pair in (*self.merges, *self.moves) for register in pair}
         for event in self.events:
             found.update(event.sources, event.slots, event.resource or ())
             found.update(() if event.token is None else (event.token,))
+        return frozenset(found)
+
+    def piece(self, window: Window) -> Piece:
+        """The part with the ticks of the trips of a window. Equal pieces are one object."""
+        ticks = tuple([_ticks(event, window) for event in self.events])
+        found = self._pieces.get(ticks)
+        if found is None:
+            found = self._pieces[ticks] = Piece(self, ticks)
         return found
 
 
@@ -79,6 +90,7 @@ class Surroundings:
     tokens: Mapping[SSAValue, int | None]
     ages: Mapping[BufferOp, int | None]
 
+    @cached_property
     def key(self) -> tuple[object, ...]:
         """Equal for chains that see the same."""
         return (*self.tokens.values(), *self.ages.values())
@@ -104,10 +116,20 @@ class View:
         self._outside = outside
         self._window = window
 
+    @cached_property
+    def _ordinals(self) -> list[list[int]]:
+        """By age and level: how many frames of the level are newer than that of the trip of this age."""
+        counts = [0] * len(self._chain.loops)
+        found = [counts]
+        for trip in self._window:
+            if trip is not None:
+                first = trip.first
+                counts = [count + (level < len(first) and first[level]) for level, count in enumerate(counts)]
+            found.append(counts)
+        return found
+
     def _ordinal(self, age: int, level: int) -> int:
-        """How many frames of `level` are newer than that of the trip of this age."""
-        newer = (trip for trip in self._window[:age] if trip is not None)
-        return sum(trip.frames > level and trip.first[level] for trip in newer)
+        return self._ordinals[age][level]
 
     def age_of(self, buffer: BufferOp, age: int) -> int | None:
         """How many instances of a buffer are newer than that of the trip of this age."""
@@ -218,30 +240,21 @@ class Program:
 
     def _nested(self, place: int, entry: Entry, loop: ForOp) -> NestedRun:
         inner = self._registers.facts.chain(loop)
-        tokens = {token: self._view.resolve(token, entry.stage) for token in inner.outside_tokens()}
-        ages = {buffer: self._view.age_of(buffer, entry.stage) for buffer in inner.outside_buffers()}
+        tokens = {token: self._view.resolve(token, entry.stage) for token in inner.outside_tokens}
+        ages = {buffer: self._view.age_of(buffer, entry.stage) for buffer in inner.outside_buffers}
         results = tuple(self._view.register_written(result, entry.stage) for result in loop.done)
         return NestedRun(entry.stage, place, loop, Surroundings(tokens, ages), results)
 
     # --- Frames -------------------------------------------------------------------------------------------
 
     def _new_frames(self) -> Part:
-        part, trip, registers = Part(), self._window[0], self._registers
-        if trip is None:
-            return part
-        for level in range(trip.frames):
-            if not trip.first[level]:
-                continue
-            for buffer in self._chain.chain.buffers[level]:
-                places = registers.slots.get(buffer, ())
-                if places:
-                    slots = buffer.slots.data
-                    part.merges.append((places[-1 - slots], places[-1]))
-                    part.moves += [(places[0], places[slots - 1]), *zip(places[1:], places, strict=False)]
-            for op in self._chain.loops[level].body.block.ops:
-                for token in op.results:
-                    places = registers.tokens.get(token, ())
-                    part.moves += zip(places[1:], places, strict=False)
+        part, trip = Part(), self._window[0]
+        if trip is not None:
+            for level in range(trip.frames):
+                if trip.first[level]:
+                    merges, moves = self._registers.moved_by(self._chain, level)
+                    part.merges += merges
+                    part.moves += moves
         return part
 
 
@@ -256,27 +269,26 @@ def instance_registers(registers: Registers, buffer: BufferOp, age: int) -> tupl
 # --- Pieces -------------------------------------------------------------------------------------------------
 
 
+Ticks = tuple[tuple[int, int], ...]
+"""Of each event of a part, how long its resource is taken, and how long its result takes."""
+
+
 class Piece:
-    """A part of a program with its ticks."""
+    """A part of a program with its ticks.
 
-    __slots__ = ("merges", "sources", "targets", "touched", "works")
+    `events` says how many operations it executes, `longest` is a bound of how far it moves any time.
+    """
 
-    def __init__(self, part: Part, window: Window):
+    __slots__ = ("events", "longest", "merges", "sources", "targets", "touched", "works")
+
+    def __init__(self, part: Part, ticks: Ticks):
         self.merges = part.merges
         self.targets = [target for target, _ in part.moves]
         self.sources = [source for _, source in part.moves]
-        self.works = [(event, *_ticks(event, window)) for event in part.events]
-        self.touched = part.touched()
-
-    @property
-    def events(self) -> int:
-        """How many operations it executes."""
-        return len(self.works)
-
-    @property
-    def longest(self) -> int:
-        """A bound of how far it moves any time."""
-        return sum(max(busy, latency) for _, busy, latency in self.works)
+        self.works = [(event, *each) for event, each in zip(part.events, ticks, strict=True)]
+        self.touched = part.touched
+        self.events = len(ticks)
+        self.longest = sum(map(max, ticks))
 
     def run(self, times: list[int]) -> None:
         """Moves times on, event by event."""

@@ -24,7 +24,9 @@ from xdsl.ir import Block, BlockArgument, OpResult, SSAValue
 
 from flatc.dialects.spatial import BufferOp, ForOp, StartOp, TimedOp, VectorOp
 from flatc.passes.cost.cost_model import CostModel
-from flatc.passes.simulation.nest_facts import NestFacts, buffers_of
+from flatc.passes.simulation.nest_facts import ChainFacts, NestFacts, buffers_of
+
+_Pairs = list[tuple[int, int]]
 
 MOST_HOPS = 2
 """Tokens that are carried on unchanged through more trips than that are not kept."""
@@ -52,6 +54,7 @@ class Registers:
         for token, count in frames.items():
             self.tokens[token] += self._places(count - kept[token])
         self.total = self._next
+        self._moved: dict[tuple[ChainFacts, int], tuple[_Pairs, _Pairs]] = {}
 
     def _take(self) -> int:
         self._next += 1
@@ -59,6 +62,26 @@ class Registers:
 
     def _places(self, count: int) -> tuple[int, ...]:
         return tuple(self._take() for _ in range(count))
+
+    def moved_by(self, chain: ChainFacts, level: int) -> tuple[_Pairs, _Pairs]:
+        """What a new frame of a chain's loop does: pairs (to, from) of registers to merge, then of those to move."""
+        found = self._moved.get((chain, level))
+        if found is None:
+            found = self._moved[chain, level] = self._moves(chain, level)
+        return found
+
+    def _moves(self, chain: ChainFacts, level: int) -> tuple[_Pairs, _Pairs]:
+        merges, moves = _Pairs(), _Pairs()
+        for buffer in chain.chain.buffers[level]:
+            places, slots = self.slots.get(buffer, ()), buffer.slots.data
+            if places:
+                merges.append((places[-1 - slots], places[-1]))
+                moves += [(places[0], places[slots - 1]), *zip(places[1:], places, strict=False)]
+        for op in chain.loops[level].body.block.ops:
+            for token in op.results:
+                places = self.tokens.get(token, ())
+                moves += zip(places[1:], places, strict=False)
+        return merges, moves
 
     # --- Buffers ------------------------------------------------------------------------------------------
 

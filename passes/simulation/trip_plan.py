@@ -22,9 +22,10 @@ from flatc.dialects.pipeline import Entry
 from flatc.dialects.spatial import ForOp, TimedOp
 from flatc.passes.cost.arrays import Ints
 from flatc.passes.cost.cost_model import CostModel
-from flatc.passes.simulation.change_points import conditions, direction, sign_changes, value_changes
-from flatc.passes.simulation.nest_facts import ChainFacts, Columns, IndexedExprs, NestFacts
+from flatc.passes.simulation.change_points import sign_changes, value_changes
+from flatc.passes.simulation.nest_facts import ChainFacts, Columns, NestFacts
 from flatc.passes.simulation.time_registers import is_immediate
+from flatc.passes.simulation.trip_shapes import ChainShape, NestShapes, OpShape, Shaping
 
 
 @frozen
@@ -97,10 +98,11 @@ class TripPlan:
         self._facts = facts
         self._model = model
         self._spend = spend
-        self._exprs = IndexedExprs()
-        self._shapes: dict[ChainFacts, _Shaping] = {}
+        self._shapes = NestShapes(facts)
+        self._exprs = self._shapes.exprs
         self.things: list[Kind | Series] = []
         self._numbers: dict[Any, int] = {}
+        self._busies: dict[tuple[TimedOp, tuple[int, ...]], Busy] = {}
 
     def series(self, root: ForOp) -> Series:
         """The trips of a loop that stands in the kernel's own body."""
@@ -136,51 +138,61 @@ class TripPlan:
         return done
 
     def _busy(self, op: TimedOp, extents: tuple[int, ...]) -> Busy:
-        price = self._model.price(op, extents)
-        if price.latency < price.busy or (price.latency > price.busy and is_immediate(op)):
-            raise CannotSkip("an operation's result is there at another time than its resource says")
-        return Busy(op, extents, price.busy, price.latency)
+        found = self._busies.get((op, extents))
+        if found is None:
+            price = self._model.price(op, extents)
+            if price.latency < price.busy or (price.latency > price.busy and is_immediate(op)):
+                raise CannotSkip("an operation's result is there at another time than its resource says")
+            found = self._busies[op, extents] = Busy(op, extents, price.busy, price.latency)
+        return found
 
     # --- Levels of a chain ------------------------------------------------------------------------------
 
     def _plan(self, facts: ChainFacts, columns: Columns, rows: int) -> Ints:
+        """For each row, the number of the series of a chain's trips there; rows that decide alike are planned once."""
         import numpy as np
 
-        shaping = self._shapes.get(facts)
-        if shaping is None:
-            shaping = self._shapes[facts] = _Shaping(facts, self._exprs)
-        none = np.zeros((rows, 0), dtype=bool)
-        return self._level(shaping, 0, columns, (none, none, none), rows)
+        shape = self._shapes.chain(facts)
+        first, inverse = _distinct([self._input(each, columns, rows) for each in shape.inputs], rows)
+        order = np.argsort(first)
+        first, rank = first[order], np.argsort(order)
+        none = np.zeros((len(first), 0), dtype=bool)
+        return self._level(shape, 0, _rows_of(columns, first), (none, none, none), len(first))[rank[inverse]]
 
-    def _level(self, shaping: _Shaping, level: int, columns: Columns, flags: _Flags, rows: int) -> Ints:
+    def _input(self, shaping: Shaping, columns: Columns, rows: int) -> Ints:
+        number, by_sign = shaping
+        values = self._exprs.evaluate(number, columns, rows)
+        return (values > 0).astype(values.dtype) if by_sign else values
+
+    def _level(self, shape: ChainShape, level: int, columns: Columns, flags: _Flags, rows: int) -> Ints:
         """For each row, a frame around the loop of `level`, the number of the series of that loop's trips."""
         import numpy as np
 
-        lower, upper = (self._exprs.evaluate(bound, columns, rows) for bound in shaping.bounds[level])
+        lower, upper = (self._exprs.evaluate(bound, columns, rows) for bound in shape.bounds[level])
         result = np.full(rows, self._empty(), dtype=np.int64)
         empty = np.flatnonzero(lower >= upper)
         if level > 0 and len(empty):
-            kinds = self._kinds(shaping, level, _rows_of(columns, empty), tuple(f[empty] for f in flags), len(empty))
+            kinds = self._kinds(shape, level, _rows_of(columns, empty), tuple(f[empty] for f in flags), len(empty))
             result[empty] = [self._joined([int(kind)], [1]) for kind in kinds]
         full = np.flatnonzero(lower < upper)
         if len(full):
-            inside = self._inside(shaping, level, columns, flags, _Bounds(full, lower[full], upper[full]))
+            inside = self._inside(shape, level, columns, flags, _Bounds(full, lower[full], upper[full]))
             result[full] = inside
         return result
 
-    def _inside(self, shaping: _Shaping, level: int, columns: Columns, flags: _Flags, bounds: _Bounds) -> list[int]:
+    def _inside(self, shape: ChainShape, level: int, columns: Columns, flags: _Flags, bounds: _Bounds) -> list[int]:
         """The numbers of the series of loops that are not empty."""
         import numpy as np
 
-        row, start, count = self._stretches(shaping, level, _rows_of(columns, bounds.rows), bounds)
+        row, start, count = self._stretches(shape, level, _rows_of(columns, bounds.rows), bounds)
         place = bounds.rows[row]
-        inner = _rows_of(columns, place) | {shaping.names[level]: start}
+        inner = _rows_of(columns, place) | {shape.names[level]: start}
         at_start, at_end = start == bounds.lower[row], start + count == bounds.upper[row]
-        inner_flags = _inner_flags(shaping.facts, level, tuple(f[place] for f in flags), at_start, at_end)
-        if level + 1 < len(shaping.names):
-            numbers = self._level(shaping, level + 1, inner, inner_flags, len(row))
+        inner_flags = _inner_flags(shape.facts, level, tuple(f[place] for f in flags), at_start, at_end)
+        if level + 1 < len(shape.names):
+            numbers = self._level(shape, level + 1, inner, inner_flags, len(row))
         else:
-            numbers = self._kinds(shaping, level + 1, inner, inner_flags, len(row))
+            numbers = self._kinds(shape, level + 1, inner, inner_flags, len(row))
         ends = np.searchsorted(row, np.arange(len(bounds.rows)), side="right").tolist()
         things, counts = numbers.tolist(), count.tolist()
         return [
@@ -215,11 +227,11 @@ class TripPlan:
 
     # --- Where trips change -----------------------------------------------------------------------------
 
-    def _stretches(self, shaping: _Shaping, level: int, columns: Columns, bounds: _Bounds) -> tuple[Ints, Ints, Ints]:
+    def _stretches(self, shape: ChainShape, level: int, columns: Columns, bounds: _Bounds) -> tuple[Ints, Ints, Ints]:
         """Stretches of alike trips: their row, first index and number of trips."""
         import numpy as np
 
-        marks = None if shaping.every[level] else self._marks(shaping, level, columns, bounds)
+        marks = None if shape.every[level] else self._marks(shape, level, columns, bounds)
         trips = bounds.upper - bounds.lower
         if marks is None:
             self._spend(int(trips.sum()))
@@ -236,17 +248,17 @@ class TripPlan:
         return row, start, np.where(last, bounds.upper[row], following) - start
 
     def _marks(
-        self, shaping: _Shaping, level: int, columns: Columns, bounds: _Bounds
+        self, shape: ChainShape, level: int, columns: Columns, bounds: _Bounds
     ) -> list[tuple[Ints, Ints]] | None:
         """Where stretches begin, by row and index; None where every trip is on its own."""
         import numpy as np
 
-        lower, upper, name = bounds.lower, bounds.upper, shaping.names[level]
+        lower, upper, name = bounds.lower, bounds.upper, shape.names[level]
         every = np.arange(len(lower))
         marks = [(every, lower)]
-        if shaping.ends_matter[level]:
+        if shape.ends_matter[level]:
             marks += [(every, upper - 1), (every, np.minimum(lower + 1, upper - 1))]
-        for number, by_sign in shaping.changing[level]:
+        for number, by_sign in shape.changing[level]:
 
             def values(rows: Ints, index: Ints, number: int = number) -> Ints:
                 return self._exprs.evaluate(number, _rows_of(columns, rows) | {name: index}, len(rows))
@@ -259,62 +271,63 @@ class TripPlan:
 
     # --- Kinds --------------------------------------------------------------------------------------------
 
-    def _kinds(self, shaping: _Shaping, frames: int, columns: Columns, flags: _Flags, rows: int) -> Ints:
+    def _kinds(self, chain: ChainShape, frames: int, columns: Columns, flags: _Flags, rows: int) -> Ints:
         """For each row, a trip of `frames` frames, the number of its kind."""
         import numpy as np
 
         fields = [flag[:, level].astype(np.int64) for flag in flags for level in range(frames)]
         slices: list[int] = []
-        for entry, shape in zip(shaping.facts.chain.entries, shaping.entries, strict=True):
+        for entry, shape in zip(chain.facts.chain.entries, chain.entries, strict=True):
             slices.append(len(fields))
-            fields += self._fields(entry, shape, frames, columns, flags, rows)
+            part = _part(entry, frames, flags, rows)
+            if isinstance(shape, OpShape):
+                fields += self._operation_fields(shape, part, columns, rows)
+            else:
+                fields.append(self._loop_field(shape, part, columns))
         representatives, inverse = _distinct(fields, rows)
         table = np.array([field[representatives] for field in fields], dtype=np.int64).T.tolist()
-        numbers = [self._kind(shaping, frames, values, slices) for values in table]
+        numbers = [self._kind(chain, frames, values, slices) for values in table]
         return np.array(numbers, dtype=np.int64)[inverse]
 
-    def _fields(
-        self, entry: Entry, shape: _EntryShape, frames: int, columns: Columns, flags: _Flags, rows: int
-    ) -> list[Ints]:
-        """What tells trips apart by one entry: 0 if it takes no part, 1 if it idles, 2 and its extents if it works.
-
-        For a loop it is the number of its series, plus one.
-        """
+    def _loop_field(self, loop: ForOp, part: Ints, columns: Columns) -> Ints:
+        """What tells trips apart by a loop: 0 if it takes no part, else the number of its series, plus one."""
         import numpy as np
 
-        part = _part(entry, frames, flags, rows)
-        if isinstance(entry.op, ForOp):
-            found = np.zeros(rows, dtype=np.int64)
-            inside = np.flatnonzero(part)
-            if len(inside):
-                found[inside] = 1 + self._plan(self._facts.chain(entry.op), _rows_of(columns, inside), len(inside))
-            return [found]
-        if not part.any():
-            return [np.zeros(rows, dtype=np.int64)] * (1 + len(shape.extents))
-        works = part.astype(np.int64)
+        found, inside = np.zeros(len(part), dtype=np.int64), np.flatnonzero(part)
+        if len(inside):
+            found[inside] = 1 + self._plan(self._facts.chain(loop), _rows_of(columns, inside), len(inside))
+        return found
+
+    def _operation_fields(self, shape: OpShape, part: Ints, columns: Columns, rows: int) -> list[Ints]:
+        """What tells trips apart by an operation: 0 if it takes no part, 1 if it idles, 2 and its extents if it works.
+
+        Extents that never vary need not be told apart.
+        """
+        works = part.astype("int64")
+        if not part.any():  # Its indices may have no values here.
+            return [works] * (1 + len(shape.varying))
         if shape.when is not None:
             works = works * (self._exprs.evaluate(shape.when, columns, rows) > 0)
-        extents = [self._exprs.evaluate(number, columns, rows) * works for number in shape.extents]
-        return [part + works, *extents]
+        return [part + works, *(self._exprs.evaluate(number, columns, rows) * works for number in shape.varying)]
 
-    def _kind(self, shaping: _Shaping, frames: int, values: list[int], slices: list[int]) -> int:
-        key = (shaping.facts, frames, *values)
+    def _kind(self, chain: ChainShape, frames: int, values: list[int], slices: list[int]) -> int:
+        key = (chain.facts, frames, *values)
         found = self._numbers.get(key)
         if found is not None:
             return found
         flags = tuple(tuple(bool(v) for v in values[i * frames : (i + 1) * frames]) for i in range(3))
         work: list[Work] = []
-        for entry, shape, place in zip(shaping.facts.chain.entries, shaping.entries, slices, strict=True):
+        for shape, place in zip(chain.entries, slices, strict=True):
             what = values[place]
-            if isinstance(entry.op, ForOp):
+            if not isinstance(shape, OpShape):
                 inner = self.things[what - 1] if what else None
                 assert not isinstance(inner, Kind)
                 work.append(inner)
             elif what < 2:
                 work.append(IDLE if what else None)
             else:
-                extents = tuple(values[place + 1 : place + 1 + len(shape.extents)])
-                work.append(self._busy(entry.op, extents))
+                extents = shape.extents(values[place + 1 : place + 1 + len(shape.varying)])
+                work.append(self._busy(shape.op, extents))
         found = self._numbers[key] = len(self.things)
         self.things.append(Kind(found, flags, tuple(work)))
         return found
@@ -333,69 +346,6 @@ class _Bounds:
     rows: Ints
     lower: Ints
     upper: Ints
-
-
-@frozen
-class _EntryShape:
-    """What shapes an entry that is no loop: the numbers of its expressions."""
-
-    when: int | None
-    extents: tuple[int, ...]
-
-
-class _Shaping:
-    """The expressions that shape a chain's trips.
-
-    `changing` lists by level the expressions that may change from trip to trip of that level's loop, and whether only
-    their sign counts; `every` says that some depend on an inner index as well, or go up and down, so that no trip can
-    stand for another; `ends_matter` that a first or last trip differs from others.
-    """
-
-    def __init__(self, facts: ChainFacts, exprs: IndexedExprs):
-        self.facts = facts
-        self.names = [exprs.name(loop.index) for loop in facts.loops]
-        self.bounds = [
-            (exprs.number(loop.lower.data, tuple(loop.indices)), exprs.number(loop.upper.data, tuple(loop.indices)))
-            for loop in facts.loops
-        ]
-        self.entries = [_entry_shape(entry, exprs) for entry in facts.chain.entries]
-        values, signs = _shaping_exprs(facts, exprs)
-        inner = {exprs.name(op.index) for op in facts.loops[0].walk() if isinstance(op, ForOp)}
-        self.every: list[bool] = []
-        self.changing: list[list[tuple[int, bool]]] = []
-        for name in self.names:
-            inner.discard(name)
-            mine = [(n, False) for n in values if name in exprs.names_in(n)]
-            mine += [(n, True) for n in signs if name in exprs.names_in(n)]
-            unclear = any(exprs.names_in(n) & inner or direction(exprs.exprs[n], name) is None for n, _ in mine)
-            self.every.append(unclear)
-            self.changing.append(mine)
-        self.ends_matter = [facts.carries[level] or any(facts.holds[:level]) for level in range(len(facts.loops))]
-
-
-def _entry_shape(entry: Entry, exprs: IndexedExprs) -> _EntryShape:
-    op = entry.op
-    if isinstance(op, ForOp):
-        return _EntryShape(None, ())
-    indices = tuple(op.indices)
-    when = None if op.when is None else exprs.number(op.when.data, indices)
-    return _EntryShape(when, tuple(exprs.number(extent.data, indices) for extent in op.extents))
-
-
-def _shaping_exprs(facts: ChainFacts, exprs: IndexedExprs) -> tuple[dict[int, None], dict[int, None]]:
-    """Expressions whose values, and whose signs, shape what happens inside of a chain's outermost loop."""
-    values: dict[int, None] = {}
-    signs: dict[int, None] = {}
-    for op in facts.loops[0].walk():
-        if isinstance(op, TimedOp):
-            indices = tuple(op.indices)
-            values |= {exprs.number(extent.data, indices): None for extent in op.extents}
-            if op.when is not None:
-                condition = exprs.exprs[exprs.number(op.when.data, indices)]
-                signs |= {exprs.number_of(part): None for part in conditions(condition)}
-        elif isinstance(op, ForOp) and op is not facts.loops[0]:
-            values |= {exprs.number(bound.data, tuple(op.indices)): None for bound in (op.lower, op.upper)}
-    return values, signs
 
 
 def _rows_of(columns: Columns, rows: Ints) -> Columns:

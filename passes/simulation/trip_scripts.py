@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from typing_extensions import override
 from xdsl.ir import SSAValue
 
 from flatc.dialects.frozen import frozen
@@ -135,10 +134,22 @@ class Repeat:
 
 
 @dataclass(eq=False, slots=True)
+class _Run:
+    """A loop that runs as a whole in given surroundings, its results for given registers.
+
+    What it writes is the same wherever it stands, so it is written once for each series of trips.
+    """
+
+    pipeline: _Pipeline
+    results: tuple[int | None, ...]
+    written: dict[Series, list[_Item]] = field(default_factory=dict["Series", "list[_Item]"])
+
+
+@dataclass(eq=False, slots=True)
 class _Step:
     """A trip joins a window: pieces and loops that run in between, and the window then."""
 
-    items: list[Piece | tuple[NestedRun, Series]]
+    items: list[Piece | tuple[_Run, Series]]
     target: _Place
     script: Script | None = None
 
@@ -151,16 +162,20 @@ class _Place:
     window: Window
     steps: dict[Kind | None, _Step] = field(default_factory=dict["Kind | None", "_Step"])
     series: dict[Series, tuple[Script, _Place]] = field(default_factory=dict["Series", "tuple[Script, _Place]"])
+    results: dict[tuple[int | None, ...], list[Piece]] = field(
+        default_factory=dict["tuple[int | None, ...]", "list[Piece]"]
+    )
 
 
 class _Pipeline:
     """A chain in given surroundings: its windows and programs."""
 
-    def __init__(self, registers: Registers, chain: ChainFacts, outside: Surroundings):
-        self._registers = registers
+    def __init__(self, writer: ScriptWriter, chain: ChainFacts, outside: Surroundings):
+        self._writer = writer
+        self._registers = writer.registers
         self.chain = chain
         self.outside = outside
-        self._programs: dict[tuple[object, ...], Program] = {}
+        self._programs: dict[tuple[object, ...], list[Part | tuple[NestedRun, _Run]]] = {}
         self._places: dict[Window, _Place] = {}
         self.empty = self._place((None,) * (chain.chain.depth + 2))
 
@@ -173,26 +188,46 @@ class _Pipeline:
     def step(self, place: _Place, kind: Kind | None) -> _Step:
         """What happens when a trip, or none, joins."""
         window = (kind, *place.window[:-1])
-        shapes = tuple(None if trip is None else trip.shape for trip in window)
-        program = self._programs.get(shapes)
-        if program is None:
-            program = self._programs[shapes] = Program(self._registers, self.chain, self.outside, window)
-        items: list[Piece | tuple[NestedRun, Series]] = []
-        for item in program.items:
+        items: list[Piece | tuple[_Run, Series]] = []
+        for item in self._program(window):
             if isinstance(item, Part):
-                if item.moves or item.events:
-                    items.append(Piece(item, window))
+                items.append(item.piece(window))
                 continue
-            trip = window[item.age]
-            series = None if trip is None else trip.work[item.entry]
+            nested, run = item
+            trip = window[nested.age]
+            series = None if trip is None else trip.work[nested.entry]
             assert isinstance(series, Series)
-            items.append((item, series))
+            items.append((run, series))
         return _Step(items, self._place(window))
 
-    def results(self, series: Series, window: Window) -> tuple[int | None, ...]:
-        """The registers of what the loop's results stand for, after its last trip has left its last stage."""
+    def _program(self, window: Window) -> list[Part | tuple[NestedRun, _Run]]:
+        """What happens in windows of these shapes."""
+        shapes = tuple([None if trip is None else trip.shape for trip in window])
+        found = self._programs.get(shapes)
+        if found is None:
+            items = Program(self._registers, self.chain, self.outside, window).items
+            found = self._programs[shapes] = [
+                item if isinstance(item, Part) else (item, self._writer.run(item.loop, item.surroundings, item.results))
+                for item in items
+                if isinstance(item, NestedRun) or item.moves or item.events
+            ]
+        return found
+
+    def hand_over(self, place: _Place, results: tuple[int | None, ...]) -> list[Piece]:
+        """What hands on the loop's results after its last trip has left its last stage."""
+        found = place.results.get(results)
+        if found is None:
+            pairs = zip(results, self._results(place.window), strict=True)
+            origin = self._registers.origin
+            sources = [(origin if source is None else source, kept) for kept, source in pairs if kept is not None]
+            events = [Event((source,), kept, waits=(source,)) for source, kept in sources]
+            found = place.results[results] = [Part(events=events).piece(())] if events else []
+        return found
+
+    def _results(self, window: Window) -> tuple[int | None, ...]:
+        """The registers of what the loop's results stand for."""
         root, age = self.chain.loops[0], self.chain.chain.depth
-        if not series.parts:
+        if window[age] is None:  # It had no trip.
             return tuple(self.outside.tokens[token] for token in root.inits)
         view = View(self._registers, self.chain, self.outside, window)
         return tuple(view.resolve(token, age) for token in root.yield_op.tokens)
@@ -210,30 +245,53 @@ class ScriptWriter:
         self._spend = spend
         self._pipelines: dict[tuple[object, ...], _Pipeline] = {}
         self._stretches: dict[tuple[Piece, ...], Stretch] = {}
-        self._runs: dict[_Run, list[_Written]] = {}
+        self._runs: dict[tuple[object, ...], _Run] = {}
 
     def write(self) -> Script:
         """The script of the whole kernel."""
-        kernel, out = self._facts.kernel, _Out(self)
+        kernel, out = self._facts.kernel, list[_Item]()
         for op in kernel.body.block.ops:
             if isinstance(op, TimedOp):
-                out.piece(self._kernel_operation(op))
+                out.append(self._kernel_operation(op))
             elif isinstance(op, ForOp):
                 series = self.plan.series(op)
                 self.tops.append(series)
                 inner = self._facts.chain(op)
-                tokens = {token: self._kernel_token(token) for token in inner.outside_tokens()}
-                ages: dict[BufferOp, int | None] = dict.fromkeys(inner.outside_buffers())
+                tokens = {token: self._kernel_token(token) for token in inner.outside_tokens}
+                ages: dict[BufferOp, int | None] = dict.fromkeys(inner.outside_buffers)
                 results = tuple(self._kernel_token(result) for result in op.done)
-                self.run_loop(out, op, Surroundings(tokens, ages), series, results)
-        out.flush()
-        return out.script
+                self._run_loop(out, self.run(op, Surroundings(tokens, ages), results), series)
+        return self._script(out)
 
-    def stretch(self, pieces: tuple[Piece, ...]) -> Stretch:
+    def run(self, loop: ForOp, outside: Surroundings, results: tuple[int | None, ...]) -> _Run:
+        """The one object for a loop that runs as a whole."""
+        key = loop, outside.key
+        pipeline = self._pipelines.get(key)
+        if pipeline is None:
+            pipeline = self._pipelines[key] = _Pipeline(self, self._facts.chain(loop), outside)
+        return self._runs.setdefault((pipeline, results), _Run(pipeline, results))
+
+    def _script(self, items: list[_Item]) -> Script:
+        """A script of these items; pieces in a row make a stretch."""
+        script, pieces = Script(), list[Piece]()
+        for item in items:
+            if isinstance(item, Piece):
+                pieces.append(item)
+                continue
+            if pieces:
+                script.items.append(self._stretch(pieces))
+                pieces = []
+            script.items.append(item)
+        if pieces:
+            script.items.append(self._stretch(pieces))
+        return script
+
+    def _stretch(self, pieces: list[Piece]) -> Stretch:
         """The one object for these pieces in a row."""
-        found = self._stretches.get(pieces)
+        key = tuple(pieces)
+        found = self._stretches.get(key)
         if found is None:
-            found = self._stretches[pieces] = Stretch(pieces, self.registers)
+            found = self._stretches[key] = Stretch(key, self.registers)
         return found
 
     # --- The kernel's own body ----------------------------------------------------------------------------
@@ -247,108 +305,81 @@ class ScriptWriter:
         waits = [place for token in op.after if (place := self._kernel_token(token)) is not None]
         token = self._kernel_token(op.token)
         if isinstance(work, Idle):
-            return Piece(Part(events=[Event((registers.origin, *waits), token, waits=tuple(waits))]), ())
+            return Part(events=[Event((registers.origin, *waits), token, waits=tuple(waits))]).piece(())
         assert isinstance(work, Busy)
         self.own_work.append(work)
         resource = registers.resource[op]
         pair = registers.free[resource], registers.done[resource]
         trip = Kind(-1, ((), (), ()), (work,))
         event = Event((pair[0], *waits), token, pair, op=op, waits=tuple(waits))
-        return Piece(Part(events=[event]), (trip,))
+        return Part(events=[event]).piece((trip,))
 
     # --- Loops --------------------------------------------------------------------------------------------
 
-    def run_loop(
-        self, out: _Out, loop: ForOp, outside: Surroundings, series: Series, results: tuple[int | None, ...]
-    ) -> None:
-        """A loop that runs as a whole, until its last trip has left its last stage.
-
-        What it writes is the same wherever it stands in the same surroundings, so it is written once.
-        """
-        run = loop, outside.key(), series, results
-        written = self._runs.get(run)
+    def _run_loop(self, out: list[_Item], run: _Run, series: Series) -> None:
+        """A loop that runs as a whole, until its last trip has left its last stage."""
+        written = run.written.get(series)
         if written is None:
-            copy = _Copying(out)
-            self._run_loop(copy, loop, outside, series, results)
-            self._runs[run] = copy.written
-            return
-        self._spend(1)
-        for one in written:
-            if isinstance(one, Piece):
-                out.piece(one)
-            else:
-                out.item(one)
+            written = run.written[series] = []
+            place = self._run_series(written, run.pipeline.empty, series)
+            for _ in range(run.pipeline.chain.chain.depth if series.parts else 0):
+                place = self._trips(written, place, None, 1)
+            written += run.pipeline.hand_over(place, run.results)
+        else:
+            self._spend(1)
+        out += written
 
-    def _run_loop(
-        self, out: _Out, loop: ForOp, outside: Surroundings, series: Series, results: tuple[int | None, ...]
-    ) -> None:
-        key = (loop, outside.key())
-        pipeline = self._pipelines.get(key)
-        if pipeline is None:
-            pipeline = _Pipeline(self.registers, self._facts.chain(loop), outside)
-            self._pipelines[key] = pipeline
-        place = self.run_series(out, pipeline.empty, series)
-        for _ in range(pipeline.chain.chain.depth if series.parts else 0):
-            place = self._trips(out, place, None, 1)
-        pairs = zip(results, pipeline.results(series, place.window), strict=True)
-        origin = self.registers.origin
-        sources = [(origin if source is None else source, kept) for kept, source in pairs if kept is not None]
-        events = [Event((source,), kept, waits=(source,)) for source, kept in sources]
-        if events:
-            out.piece(Piece(Part(events=events), ()))
-
-    def run_series(self, out: _Out, place: _Place, series: Series) -> _Place:
+    def _run_series(self, out: list[_Item], place: _Place, series: Series) -> _Place:
         """The parts of a series, from a window on; gives the window after."""
         for part, count in series.parts:
             if isinstance(part, Kind):
                 place = self._trips(out, place, part, count)
                 continue
             while count > 1 or (count and part.weight >= HEAVY):
-                script, after = self._script(place, part)
+                script, after = self._series_script(place, part)
                 rounds = count if after is place else 1
-                out.item(Repeat(script, rounds))
+                out.append(Repeat(script, rounds))
                 place, count = after, count - rounds
             if count:
-                place = self.run_series(out, place, part)
+                place = self._run_series(out, place, part)
         return place
 
-    def _script(self, place: _Place, series: Series) -> tuple[Script, _Place]:
+    def _series_script(self, place: _Place, series: Series) -> tuple[Script, _Place]:
         found = place.series.get(series)
         if found is None:
-            out = _Out(self)
-            after = self.run_series(out, place, series)
-            out.flush()
-            found = place.series[series] = out.script, after
+            out = list[_Item]()
+            after = self._run_series(out, place, series)
+            found = place.series[series] = self._script(out), after
         return found
 
-    def _trips(self, out: _Out, place: _Place, kind: Kind | None, count: int) -> _Place:
+    def _trips(self, out: list[_Item], place: _Place, kind: Kind | None, count: int) -> _Place:
         while count:
             step = place.steps.get(kind)
             if step is None:
                 step = place.steps[kind] = place.pipeline.step(place, kind)
             if step.target is place and count >= FEWEST:
-                out.power(self._step_script(step), count)
+                out.append(self._power(step, count))
                 return place
             self._take(out, step)
             place, count = step.target, count - 1
         return place
 
-    def _take(self, out: _Out, step: _Step) -> None:
+    def _take(self, out: list[_Item], step: _Step) -> None:
         self._spend(1)
         for item in step.items:
             if isinstance(item, Piece):
-                out.piece(item)
+                out.append(item)
             else:
-                run, series = item
-                self.run_loop(out, run.loop, run.surroundings, series, run.results)
+                self._run_loop(out, *item)
 
-    def _step_script(self, step: _Step) -> Script:
+    def _power(self, step: _Step, count: int) -> Power | Repeat:
+        """A step, repeated."""
         if step.script is None:
-            out = _Out(self)
+            out = list[_Item]()
             self._take(out, step)
-            out.flush()
-            step.script = out.script
-        return step.script
+            step.script = self._script(out)
+        (only,) = step.script.items if len(step.script.items) == 1 else (None,)
+        return Power(only, count) if isinstance(only, Stretch) else Repeat(step.script, count)
 
 
 HEAVY = 2 * GROUP
@@ -357,55 +388,5 @@ HEAVY = 2 * GROUP
 FEWEST = 3
 """Alike trips from which on a power is better than trips in a row."""
 
-
-class _Out:
-    """A script being written: pieces wait until they make a stretch."""
-
-    def __init__(self, writer: ScriptWriter):
-        self.script = Script()
-        self._writer = writer
-        self._pieces: list[Piece] = []
-
-    def piece(self, piece: Piece) -> None:
-        """Adds a piece."""
-        self._pieces.append(piece)
-
-    def item(self, item: Stretch | Power | Repeat) -> None:
-        """Adds something that repeats."""
-        self.flush()
-        self.script.items.append(item)
-
-    def power(self, script: Script, count: int) -> None:
-        """Adds a script of one step, repeated."""
-        (only,) = script.items if len(script.items) == 1 else (None,)
-        self.item(Power(only, count) if isinstance(only, Stretch) else Repeat(script, count))
-
-    def flush(self) -> None:
-        """Makes a stretch of the pieces that wait."""
-        if self._pieces:
-            self.script.items.append(self._writer.stretch(tuple(self._pieces)))
-            self._pieces = []
-
-
-_Written = Piece | Stretch | Power | Repeat
-
-_Run = tuple[ForOp, tuple[object, ...], Series, tuple[int | None, ...]]
-"""A loop, its surroundings, its trips, and the registers of its results."""
-
-
-class _Copying(_Out):
-    """Hands on what is written, and keeps it."""
-
-    def __init__(self, out: _Out):
-        self._out = out
-        self.written: list[_Written] = []
-
-    @override
-    def piece(self, piece: Piece) -> None:
-        self.written.append(piece)
-        self._out.piece(piece)
-
-    @override
-    def item(self, item: Stretch | Power | Repeat) -> None:
-        self.written.append(item)
-        self._out.item(item)
+_Item = Piece | Stretch | Power | Repeat
+"""What is written: pieces wait until they make a stretch."""

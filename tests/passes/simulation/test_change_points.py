@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flatc.dialects.quasi_affine import Expr, ceildiv, const, maximum, minimum, var
-from flatc.passes.simulation.change_points import Ints, conditions, direction, sign_changes, value_changes
+from flatc.passes.simulation.change_points import (
+    Ints,
+    conditions,
+    direction,
+    monotone_parts,
+    sign_changes,
+    value_changes,
+)
 
 X, ROW = var("x"), var("row")
 
@@ -63,6 +70,26 @@ def test_the_sign_changes_only_where_a_condition_does(expr: Expr, row: int):
         here, there = ({"x": v, "row": row} for v in (x, x + 1))
         if (expr.evaluate(here) > 0) != (expr.evaluate(there) > 0):
             assert any((part.evaluate(here) > 0) != (part.evaluate(there) > 0) for part in parts)
+
+
+@given(exprs(), exprs(), st.integers(-5, 5))
+def test_the_number_of_trips_changes_only_where_a_part_does(lower: Expr, upper: Expr, row: int):
+    """And the parts go one way."""
+    count = maximum(0, upper - lower)
+    parts = monotone_parts(count, "x")
+    for x in range(-30, 30) if parts is not None else ():
+        here, there = ({"x": v, "row": row} for v in (x, x + 1))
+        if count.evaluate(here) != count.evaluate(there):
+            assert any(part.evaluate(here) != part.evaluate(there) for part in parts or ())
+    assert all(direction(part, "x") is not None for part in parts or ())
+
+
+def test_the_number_of_masked_tiles_of_a_strip_has_parts():
+    count = maximum(0, minimum(X * 8 + 8, ROW * 3 + 4) - maximum(X * 8, ROW * 2))
+    assert direction(count, "x") is None
+    parts = monotone_parts(count, "x")
+    assert parts is not None
+    assert [direction(part, "x") for part in parts] == [1, -1]
 
 
 BOUNDS = st.lists(st.tuples(st.integers(-30, 30), st.integers(1, 40)), min_size=1, max_size=4)
