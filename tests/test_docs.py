@@ -6,8 +6,11 @@ Rounding errors may differ from one NumPy to the next, so their digits are not c
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from flatc.cli import main
 from flatc.frontend import parse_flat
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,9 +48,23 @@ def executed(block: str) -> str:
     shown: list[str] = []
     for line in block.splitlines():
         if line.startswith("$ "):
-            result = subprocess.run(line[2:], shell=True, capture_output=True, text=True)
-            shown += [line, *(result.stdout or (result.stderr if result.returncode else "")).splitlines()]
+            shown += [line, *output_of(line[2:]).splitlines()]
     return "\n".join(shown) + "\n"
+
+
+def output_of(command: str) -> str:
+    """What a command prints. Flatc runs in this process, which has it loaded, and the shell does what follows it."""
+    first, _, rest = command.partition(" | ")
+    program, *arguments = shlex.split(first)
+    if program != "flatc" or ">" in arguments:
+        result = subprocess.run(command, shell=True, capture_output=True, text=True)
+        return result.stdout or (result.stderr if result.returncode else "")
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        failed = main(arguments)
+    if rest:
+        return subprocess.run(rest, shell=True, input=out.getvalue(), stdout=subprocess.PIPE, text=True).stdout
+    return out.getvalue() or (err.getvalue() if failed else "")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
