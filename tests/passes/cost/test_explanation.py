@@ -1,6 +1,9 @@
 """The gap to the bound, explained: named causes that add up to it, whatever the schedule."""
 
+from collections.abc import Iterator
 from fractions import Fraction
+from itertools import product
+from typing import Any
 
 import pytest
 
@@ -10,6 +13,7 @@ from flatc.dialects.accelerator import accelerator_of
 from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.spatial import ScheduleOp
 from flatc.passes.cost.explanation import Explanation, explain
+from tests.support import every_pair
 
 
 def graph(queries: int, keys: int, mask: MaskExpr | None = None) -> Graph:
@@ -30,11 +34,20 @@ def causes(explanation: Explanation) -> dict[str, Fraction]:
     return {cause.name: cause.cycles for cause in explanation.causes}
 
 
-@pytest.mark.parametrize("mask", [None, causal(), window(40, 10)], ids=["full", "causal", "window"])
-@pytest.mark.parametrize("strategy", ["auto", "flat-r", "unfused"])
-@pytest.mark.parametrize("accelerator", ["edge", pytest.param("cloud", marks=pytest.mark.slow), "fusemax"])
-def test_the_causes_add_up_to_the_gap(accelerator: str, strategy: str, mask: MaskExpr | None) -> None:
-    explanation = explained(graph(150, 190, mask), accelerator, strategy)
+MASKS: dict[str, MaskExpr | None] = {"full": None, "causal": causal(), "window": window(40, 10)}
+
+
+def machines_strategies_and_masks() -> Iterator[Any]:
+    """Every pair of them is among those that are not slow."""
+    kinds = ("edge", "cloud", "fusemax"), ("auto", "flat-r", "unfused"), MASKS
+    quick = every_pair(*kinds)
+    for row in product(*kinds):
+        yield pytest.param(*row, marks=[] if row in quick else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize(("accelerator", "strategy", "mask"), list(machines_strategies_and_masks()))
+def test_the_causes_add_up_to_the_gap(accelerator: str, strategy: str, mask: str) -> None:
+    explanation = explained(graph(150, 190, MASKS[mask]), accelerator, strategy)
     assert sum(cause.cycles for cause in explanation.causes) == explanation.gap_cycles
     assert explanation.gap_cycles >= 0
     assert explanation.latency_cycles == sum(kernel.latency_cycles for kernel in explanation.kernels)
@@ -81,7 +94,7 @@ def test_chains_of_vector_operations_are_explained_too(accelerator: str) -> None
 
 
 def test_a_schedule_that_is_no_attention_is_refused() -> None:
-    module = flatc.compile(graph(16, 16), "edge", simulate="never").schedule
+    module = flatc.compile(graph(16, 16), "edge", strategy="online", simulate="never").schedule
     (schedule,) = (op for op in module.ops if isinstance(op, ScheduleOp))
     for op in list(schedule.kernels()[0].body.block.ops):
         op.detach()
