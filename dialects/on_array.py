@@ -41,6 +41,8 @@ def array_properties(on_array: OnArray | None) -> dict[str, Attribute | None]:
 
 def on_array_of(op: Operation) -> OnArray | None:
     """What `array_properties` made."""
+    if "fold_rows" not in op.properties:  # as in most buffers, which are asked with every access
+        return None
     found = [op.properties.get(name) for name in ("batch_rank", "fold_rows", "fold_columns")]
     numbers = [cast("int", part.data) for part in found if isinstance(part, IntAttr)]
     return OnArray(numbers[0], (numbers[1], numbers[2])) if len(numbers) == 3 else None

@@ -393,14 +393,19 @@ def accelerators_command(arguments: argparse.Namespace) -> int:
 
 
 def command() -> int:
-    """`main` as a process of its own, which hardly looks for garbage in cycles.
+    """`main` as a process of its own, which hardly looks for garbage in cycles, not even at its end."""
+    collect_seldom()
+    atexit.register(gc.freeze)
+    return main()
 
-    A command makes dialects and schedules, which stay, and little of that. At Python's usual pace, looking takes a
+
+def collect_seldom() -> None:
+    """Lets Python look for garbage in cycles seldom.
+
+    A compiler makes dialects and schedules, which stay, and little of that. At Python's usual pace, looking takes a
     tenth of the time of a command, and as much again at the end, only to drop all that there is.
     """
     gc.set_threshold(250_000, *gc.get_threshold()[1:])
-    atexit.register(gc.freeze)
-    return main()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

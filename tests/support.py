@@ -12,10 +12,11 @@ case.problem, case.mapping, case.kernel              # hostile sizes, tiles that
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Mapping as Named
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import combinations, product
 from typing import Any, cast, get_args
 
 from numpy.typing import NDArray
@@ -206,6 +207,22 @@ def run_checked(module: ModuleOp, inputs: Named[str, NDArray[Any]], *, exact: bo
     run = run_schedule(module, inputs, exact=exact)
     assert run.offchip_bytes == simulated_bytes(module)
     return run
+
+
+def every_pair(*kinds: Iterable[Any]) -> list[tuple[Any, ...]]:
+    """Rows of one thing of each kind, far fewer than `product` gives, in which any two things of two kinds meet.
+
+    What goes wrong takes two things most of the time (Kuhn, Wallace, Gallo: Software fault interactions, 2004).
+    """
+    things = [list(kind) for kind in kinds]
+    rows = [frozenset(combinations(enumerate(row), 2)) for row in product(*(range(len(kind)) for kind in things))]
+    missing, found = set[Any]().union(*rows), list[tuple[Any, ...]]()
+    while missing:
+        best = max(rows, key=lambda row: len(row & missing))
+        missing -= best
+        places = dict(place for pair in best for place in pair)
+        found.append(tuple(kind[places[i]] for i, kind in enumerate(things)))
+    return found
 
 
 def only(column: Any) -> Any:

@@ -72,13 +72,13 @@ output y
 
 
 @cache
-def compiled(layer: Layer, accelerator: str = "edge") -> Compilation:
+def compiled(layer: Layer, accelerator: str) -> Compilation:
     return flatc.compile(EXAMPLES / layer.file, accelerator, phase=layer.phase, bindings=dict(layer.sizes))
 
 
 @pytest.mark.parametrize("layer", QUICK_AND_SLOW, ids=str)
 def test_a_layer_computes_what_its_graph_says(layer: Layer):
-    result = compiled(layer)
+    result = compiled(layer, "edge")
     assert result.graph is not None
     inputs = random_inputs(result.graph, 1)
     expected = run_module(result.graph, inputs, exact=True)
@@ -108,7 +108,7 @@ def test_totals_are_sums_over_kernels(layer: Layer, accelerator: str):
 @pytest.mark.parametrize("layer", [*LAYERS[:2], pytest.param(LAYERS[3], marks=pytest.mark.slow)], ids=str)
 def test_mappings_and_schedules_of_a_layer_read_back(layer: Layer):
     """Whisper's second kernel of a sum and a norm has the name that the second result of the first one would have."""
-    result = compiled(layer)
+    result = compiled(layer, "edge")
     tensors = [op.label.data for op in result.schedule.walk() if isinstance(op, OffchipOp)]
     assert len(set(tensors)) == len(tensors)
     assert result.graph is not None
@@ -120,10 +120,10 @@ def test_mappings_and_schedules_of_a_layer_read_back(layer: Layer):
 
 @pytest.mark.parametrize("layer", LAYERS[:2], ids=str)
 def test_the_gap_of_a_layer_is_explained_without_remainder(layer: Layer):
-    module = compiled(layer).schedule
+    module = compiled(layer, "edge").schedule
     explanation = explain(schedule_of(module), accelerator_of(module))
     assert sum(cause.cycles for cause in explanation.causes) == explanation.gap_cycles
-    assert explanation.latency_cycles == compiled(layer).report.latency_cycles
+    assert explanation.latency_cycles == compiled(layer, "edge").report.latency_cycles
 
 
 def test_the_kernels_of_an_encoder_layer():
@@ -138,7 +138,7 @@ def test_the_kernels_of_an_encoder_layer():
 
 def test_products_of_one_shape_cost_the_same():
     """The projections of keys and of values differ in their tensors only."""
-    kernels = {kernel.name: kernel for kernel in compiled(LAYERS[2]).report.kernels}
+    kernels = {kernel.name: kernel for kernel in compiled(LAYERS[2], "edge").report.kernels}
     wq, wk = kernels["linear_wq"], kernels["linear_wk"]
     assert (wq.mapping, wq.latency_cycles, wq.work) == (wk.mapping, wk.latency_cycles, wk.work)
     assert tensor_bytes(wq, "wq") == tensor_bytes(wk, "wk") > 0

@@ -76,7 +76,7 @@ class Instance:
     def __init__(self, buffer: BufferOp, number: int, precision: Precision):
         self.buffer, self.number = buffer, number
         dtype, initial = precision.stored(buffer.type.element_type), buffer.initial
-        self.shape = buffer.type.dims
+        self.shape, self.in_registers = buffer.type.dims, buffer.registers is not None
         if initial is None:
             self.data, self._written = np.empty(self.shape, dtype), np.zeros(self.shape, np.bool_)
         else:
@@ -98,7 +98,7 @@ class Instance:
         From registers a PE reads what it wrote itself, so an operation of the array needs no more than its turn.
         """
         self._check_bounds(box, step, "reads")
-        needs_result = not accumulates and self.buffer.registers is None
+        needs_result = not accumulates and not self.in_registers
         for other, writer in self._writers:
             if _overlap(box, other) and not step.follows(writer, needs_result=needs_result):
                 raise self._race(box, step, "reads", writer, "writes")
@@ -177,7 +177,7 @@ class OnChipMemory:
     def check_registers(slots: Sequence[Slot], step: Step) -> None:
         """Registers change hands without waiting, so all that others did with them must come before in any case."""
         for slot in slots:
-            taken = slot.owner is not None and slot.owner.buffer.registers is not None
+            taken = slot.owner is not None and slot.owner.in_registers
             if taken and not step.succeeds(slot.handed_over):
                 problem = f"takes over the registers of {slot.owner}, whose last use may not have finished"
                 raise violation(step.op, step.trip, problem, "wait for the token of that use, or give it more slots")

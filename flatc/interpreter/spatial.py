@@ -212,7 +212,7 @@ class _Kernel:
         if operands is None:
             operands = self._operands[op] = _Operands.of(op, self.precision)
         slots = [self.memory.claim(op, trip, *event.instance(value)) for value in operands.buffers]
-        waits = [slot.handed_over for slot, buffer in zip(slots, operands.buffers, strict=True) if _waits_for(buffer)]
+        waits = [slot.handed_over for slot, waits in zip(slots, operands.waits, strict=True) if waits]
         step = self.order.issue(op, trip, [*tokens, *waits])
         self.memory.check_registers(slots, step)
         extents = event.extents()
@@ -269,9 +269,11 @@ def _waits_for(buffer: SSAValue) -> bool:
 
 @frozen
 class _Operands:
-    """What all executions of an operation share: its buffers, `reads` of them read, and the type it computes in."""
+    """What all executions of an operation share: its buffers, `reads` of them read, which of them have slots that are
+    waited for, and the type it computes in."""
 
     buffers: tuple[SSAValue, ...]
+    waits: tuple[bool, ...]
     reads: int
     compute: np.dtype[Any]
 
@@ -281,7 +283,7 @@ class _Operands:
         elements = [cast(BufferType, buffer.type).element_type for buffer in buffers]
         if isinstance(op, MatmulOp) and all(isinstance(element, IntegerType) for element in elements[: len(reads)]):
             elements.append(i32)  # what products of integers accumulate in
-        return cls(buffers, len(reads), precision.compute(*elements))
+        return cls(buffers, tuple(map(_waits_for, buffers)), len(reads), precision.compute(*elements))
 
 
 class _Access:
