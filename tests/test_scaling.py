@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -49,16 +50,28 @@ def visited(mapping: Mapping, window: int) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("accelerator", ["edge", "cloud"])
 def test_a_causal_mask_costs_half_the_tiles_and_the_diagonal(accelerator: str):
-    """Work exactly; time and bytes within 2 % of the same share of what the same mapping takes without a mask."""
+    """Work exactly; time and bytes within 2 % of the same share of what the same mapping takes without a mask.
+
+    But where rows are rescaled once a strip of key tiles, a strip whose last tiles no row sees takes up to the time of
+    a whole one: time lies between the share of tiles and that of strips. It is near the former without strips.
+    """
     found = flatc.compile(masked(", mask = causal"), accelerator)
     plain = flatc.compile(masked(""), accelerator, mapping=found.mapping_text).report
-    (mapping,) = found.mappings.values()
+    ((name, mapping),) = found.mappings.items()
     assert isinstance(mapping, Mapping)
     share = visited(mapping, TOKENS) / TOKENS**2
     assert 1 / 2 < share <= 1 / 2 + (mapping.tiles.query + mapping.tiles.key) / TOKENS
     assert found.report.work.macs == plain.work.macs * share
-    assert float(found.report.latency_cycles / plain.latency_cycles) == pytest.approx(share, rel=0.02)
     assert found.report.offchip_bytes / plain.offchip_bytes == pytest.approx(share, rel=0.02)
+
+    strip_keys = mapping.tiles.key * mapping.softmax.rescaled_every
+    strips = visited(replace(mapping, tiles=replace(mapping.tiles, key=strip_keys)), TOKENS) / TOKENS**2
+    assert share * 0.98 < found.report.latency_cycles / plain.latency_cycles < max(share * 1.02, strips)
+    tile_by_tile = {name: replace(mapping, softmax=replace(mapping.softmax, rescaled_every=1))}
+    causal, whole = (
+        flatc.compile(masked(mask), accelerator, mapping=tile_by_tile).report for mask in (", mask = causal", "")
+    )
+    assert float(causal.latency_cycles / whole.latency_cycles) == pytest.approx(share, rel=0.02)
 
 
 @pytest.mark.slow
