@@ -49,9 +49,9 @@ LAYERS = [
     Layer("mistral_7b_layer.flat", "decode", (*LLAMA, ("P", 7))),
 ]
 
-QUICK = (*LAYERS[:3], LAYERS[4])
+QUICK = LAYERS[:3]
 QUICK_AND_SLOW = [layer if layer in QUICK else pytest.param(layer, marks=pytest.mark.slow) for layer in LAYERS]
-"""The others have nothing but sizes of their own."""
+"""The others have nothing but sizes of their own; an encoder layer like BERT's is below."""
 
 ENCODER = """graph encoder
 dim B = 2, S = 7, E = 20, H = 2, F = 28
@@ -78,7 +78,10 @@ def compiled(layer: Layer, accelerator: str) -> Compilation:
 
 @pytest.mark.parametrize("layer", QUICK_AND_SLOW, ids=str)
 def test_a_layer_computes_what_its_graph_says(layer: Layer):
-    result = compiled(layer, "edge")
+    check_numbers(compiled(layer, "edge"))
+
+
+def check_numbers(result: Compilation) -> None:
     assert result.graph is not None
     inputs = random_inputs(result.graph, 1)
     expected = run_module(result.graph, inputs, exact=True)
@@ -133,7 +136,7 @@ def test_the_kernels_of_an_encoder_layer():
         "linear_wq", "linear_wk", "linear_wv", "attention", "linear_wo", "add_layernorm",
         "linear_w1", "gelu", "linear_w2", "add_layernorm_1",
     ]  # fmt: skip
-    assert result.run().passed
+    check_numbers(result)
 
 
 def test_products_of_one_shape_cost_the_same():
