@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -33,6 +34,7 @@ def random_machine(rng: random.Random) -> Accelerator:
     return replace(machine, offchip=offchip, vector=replace(machine.vector, lanes=rng.choice([1, 3, 32])))
 
 
+@cache
 def random_case(seed: int) -> tuple[Chain, Accelerator, KernelOp]:
     rng = random.Random(seed)
     machine = random_machine(rng)
