@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 
 import pytest
 
@@ -11,12 +12,17 @@ from flatc.passes.cost.primitive_costs import energy_pj
 from flatc.passes.cost.product_costs import evaluate_product
 from flatc.passes.kinds.product import PRODUCT
 from flatc.passes.simulation.simulator import simulate_kernel
-from tests.products import random_product_case
+from tests.products import ProductCase, random_product_case
+
+
+@cache
+def case_of(seed: int) -> ProductCase:
+    return random_product_case(random.Random(seed), ("edge", "cloud", "fusemax"))
 
 
 @pytest.mark.parametrize("seed", range(60))
 def test_counts_are_those_of_the_simulator(seed: int):
-    case = random_product_case(random.Random(seed), ("edge", "cloud", "fusemax"))
+    case = case_of(seed)
     form = evaluate_product(case.problem, case.accelerator, case.mapping)
     simulated = simulate_kernel(case.kernel, case.accelerator)
     part = PRODUCT.read_back(case.kernel)
@@ -33,7 +39,7 @@ def test_counts_are_those_of_the_simulator(seed: int):
 
 @pytest.mark.parametrize("seed", range(60))
 def test_latency_is_a_bound(seed: int):
-    case = random_product_case(random.Random(500 + seed), ("edge", "cloud", "fusemax"))
+    case = case_of(seed)
     form = evaluate_product(case.problem, case.accelerator, case.mapping)
     simulated = simulate_kernel(case.kernel, case.accelerator)
     assert form.latency_cycles.item() <= float(simulated.latency_cycles) * (1 + 1e-12)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from dataclasses import fields, replace
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,7 @@ def machine(rng: random.Random) -> Accelerator:
     return replace(edge, array=array, offchip=offchip, buffer=replace(edge.buffer, capacity_bytes=1 << 30))
 
 
+@cache
 def random_schedule(seed: int) -> tuple[ModuleOp, ModuleOp, Mapping]:
     """A graph, its schedule, the mapping."""
     rng = random.Random(seed)
