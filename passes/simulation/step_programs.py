@@ -220,7 +220,7 @@ class Program:
         held, slots = list[int](), set[int]()
         for buffer in registers.touches[op]:
             age = self._view.age_of(buffer, entry.stage)
-            if age is not None and buffer in registers.slots:
+            if age is not None:
                 earlier, mine = instance_registers(registers, buffer, age)
                 held += earlier
                 slots.add(mine)
@@ -260,7 +260,7 @@ class Program:
 
 def instance_registers(registers: Registers, buffer: BufferOp, age: int) -> tuple[tuple[int, ...], int]:
     """The registers of the instances before one in the same slot, and its own."""
-    places, slots = registers.slots[buffer], buffer.slots.data
+    places, slots = registers.slots[buffer], registers.slot_counts[buffer]
     if age + slots >= len(places):
         raise CannotSkip("an instance is touched after its slot was given away")
     return places[age + slots :: slots], places[age]

@@ -47,6 +47,9 @@ class Registers:
         self.waits_for = {op: tuple(op.after) for op in ops}
         self.touches = {op: tuple(buffers_of(op)) for op in ops}
         self.slots = {buffer: self._places(n) for buffer, n in self._instances(ops).items()}
+        self.slot_counts = {buffer: buffer.slots.data for buffer in self.slots}
+        # Nobody waits for the others.
+        self.touches = {op: tuple(b for b in touched if b in self.slots) for op, touched in self.touches.items()}
         frames = self._frames_asked_for(ops)
         kept = {token: count - self._is_short_lived(token) for token, count in frames.items()}
         self.tokens = {token: self._places(count) for token, count in kept.items()}
@@ -73,8 +76,8 @@ class Registers:
     def _moves(self, chain: ChainFacts, level: int) -> tuple[_Pairs, _Pairs]:
         merges, moves = _Pairs(), _Pairs()
         for buffer in chain.chain.buffers[level]:
-            places, slots = self.slots.get(buffer, ()), buffer.slots.data
-            if places:
+            if buffer in self.slots:
+                places, slots = self.slots[buffer], self.slot_counts[buffer]
                 merges.append((places[-1 - slots], places[-1]))
                 moves += [(places[0], places[slots - 1]), *zip(places[1:], places, strict=False)]
         for op in chain.loops[level].body.block.ops:

@@ -147,10 +147,12 @@ class _Run:
 
 @dataclass(eq=False, slots=True)
 class _Step:
-    """A trip joins a window: pieces and loops that run in between, and the window then."""
+    """A trip joins a window: pieces and loops that run in between, how many of these, and the window then."""
 
     items: list[Piece | tuple[_Run, Series]]
+    runs: int
     target: _Place
+    written: list[_Item] | None = None
     script: Script | None = None
 
 
@@ -198,7 +200,7 @@ class _Pipeline:
             series = None if trip is None else trip.work[nested.entry]
             assert isinstance(series, Series)
             items.append((run, series))
-        return _Step(items, self._place(window))
+        return _Step(items, sum(not isinstance(item, Piece) for item in items), self._place(window))
 
     def _program(self, window: Window) -> list[Part | tuple[NestedRun, _Run]]:
         """What happens in windows of these shapes."""
@@ -365,12 +367,18 @@ class ScriptWriter:
         return place
 
     def _take(self, out: list[_Item], step: _Step) -> None:
-        self._spend(1)
-        for item in step.items:
-            if isinstance(item, Piece):
-                out.append(item)
-            else:
-                self._run_loop(out, *item)
+        written = step.written
+        if written is None:
+            written = step.written = []
+            self._spend(1)
+            for item in step.items:
+                if isinstance(item, Piece):
+                    written.append(item)
+                else:
+                    self._run_loop(written, *item)
+        else:
+            self._spend(1 + step.runs)
+        out += written
 
     def _power(self, step: _Step, count: int) -> Power | Repeat:
         """A step, repeated."""
