@@ -54,6 +54,7 @@ class NestShapes:
         self.values: dict[TimedOp | ForOp, tuple[int, ...]] = {}
         self.signs: dict[TimedOp | ForOp, tuple[int, ...]] = {}
         self._chains: dict[ChainFacts, ChainShape] = {}
+        self._known_conditions: dict[int, tuple[int, ...]] = {}
         names = set[str]()
         # Inner loops come before the loops around them: an index is known to shape something, or nothing.
         for op in reversed([op for op in facts.kernel.walk() if isinstance(op, TimedOp | ForOp)]):
@@ -70,7 +71,14 @@ class NestShapes:
         when = None if op.when is None else exprs.number(op.when.data, indices)
         self.operations[op] = OpShape(op, when, varying, sizes)
         self.values[op] = varying
-        self.signs[op] = () if when is None else tuple(map(exprs.number_of, conditions(exprs.exprs[when])))
+        self.signs[op] = () if when is None else self._conditions(when)
+
+    def _conditions(self, when: int) -> tuple[int, ...]:
+        found = self._known_conditions.get(when)
+        if found is None:
+            found = tuple(map(self.exprs.number_of, conditions(self.exprs.exprs[when])))
+            self._known_conditions[when] = found
+        return found
 
     def _read_loop(self, loop: ForOp, *, counts: bool) -> None:
         """`counts` says that the index shapes nothing: the loop is shaped by the number of its trips."""
