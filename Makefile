@@ -57,6 +57,7 @@ format: $(DEVELOPMENT)
 
 docs: $(DEVELOPMENT)
 	UPDATE_DOCS=1 $(BIN)/python -m pytest tests/test_docs.py -k output
+	$(BIN)/python -m flatc.validation.document docs/validation.md
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -200,7 +200,8 @@ class Candidates:
         case = Case(space.problem, space.accelerator, self.structures[0], self.columns(tile), counts)
         cost = evaluate(case.problem, case.accelerator, case.structure, case.columns, counts, peak)
         order = objectives(space.objective, cost.latency_cycles, cost.energy_pj, cost.offchip_bytes)
-        return Ranked(self, pairs, [*order, space.visited[tile], peak], _promises(space.objective, case, cost))
+        visited = space.visited[tile]
+        return Ranked(self, pairs, [*order, visited, peak], _promises(space.objective, case, cost, visited))
 
     def mapping(self, pair: int) -> Mapping:
         """The mapping of one of `uses`."""
@@ -256,11 +257,12 @@ _STEPS = 512
 """Latencies in one of so many steps to twice the latency count as equal when it is decided what to try."""
 
 
-def _promises(objective: Objective, case: Case, cost: ClosedForm) -> list[Any]:
+def _promises(objective: Objective, case: Case, cost: ClosedForm, visited: Any) -> list[Any]:
     """What a mapping is expected to turn out as, beyond its closed form: decides nothing but what is simulated first.
 
     Resources wait for each other where tiles are uneven, so fewer dimensions with a ragged tile come first. Of
-    latencies that are expected to be equal but for a 700th, the one that costs less otherwise is tried first.
+    latencies that are expected to be equal but for a 700th, the one that costs less otherwise is tried first, and of
+    those that cost the same, the one that visits fewer tiles: what waits for a burst waits more often for short work.
     """
     import numpy as np
 
@@ -268,7 +270,7 @@ def _promises(objective: Objective, case: Case, cost: ClosedForm) -> list[Any]:
     ragged = (problem.queries % column.query > 0) * 1 + (problem.keys % column.key > 0)
     expected = expected_cycles(case, cost.busy_cycles, cost.least_times)
     near = np.floor(np.log2(np.maximum(expected, 1)) * _STEPS)
-    return [ragged, *objectives(objective, near, cost.energy_pj, cost.offchip_bytes)]
+    return [ragged, *objectives(objective, near, cost.energy_pj, cost.offchip_bytes), visited]
 
 
 def _tiles_visited(problem: AttentionProblem, column: Columns) -> Any:

@@ -6,7 +6,9 @@ from importlib import resources
 
 import pytest
 
+import flatc
 from flatc.dialects.diagnostics import FlatcError
+from flatc.passes.mapping.ranking import Objective
 from flatc.validation import accelforge
 from flatc.validation.accelforge import (
     OWN_TRANSFERS,
@@ -131,6 +133,14 @@ def no_worse(at: Point) -> bool:
 
 def test_flatc_finds_a_mapping_as_good_where_keys_and_values_of_a_head_fit_once():
     assert no_worse(bert("cloud", 65536))
+
+
+@pytest.mark.parametrize("objective", ["latency", "edp"])
+def test_among_products_that_cost_the_same_one_is_found_that_waits_for_no_bursts(objective: Objective):
+    """Off-chip memory and the array are busy all the time. Small tiles wait at each new head, 5 % in all."""
+    at = Point(Sizes(64, 12, 512, 64), "edge", "one", fused=False)
+    found = flatc.compile(at.graph(), at.accelerator, objective=objective).report
+    assert found.latency_seconds == pytest.approx(record("edge 512, unfused").number("latency_s"), rel=0.001)
 
 
 @pytest.mark.slow
