@@ -9,7 +9,8 @@ key tiles, alike ones in a row as rounds that `recurrence` walks through few of.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import prod
+from itertools import pairwise
+from math import gcd, prod
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.frozen import frozen
@@ -17,6 +18,7 @@ from flatc.dialects.mapping import Mapping
 from flatc.passes.cost.attention_steps import attention_pipeline, divides
 from flatc.passes.cost.key_geometry import (
     MOST_QUERY_TILES,
+    GrowingTiles,
     KeyTiles,
     QueryTiles,
     every_row_sees_keys,
@@ -246,9 +248,12 @@ class _Walk:
         self._followed: dict[_Moment, tuple[int, Saved]] = {}
         found = query_tiles(problem, mapping.tiles.query, mapping.tiles.key, most_query_tiles)
         # Of tiles that are told apart no longer, one may visit no keys that all the others visit.
-        self._tiles = tuple(tiles for tiles in found if tiles.trips)
-        self._trips = sum(tiles.count * self._trips_of(tiles) for tiles in self._tiles)
-        """How many trips the query tiles of a tile of query heads take."""
+        self._tiles = tuple(tiles for tiles in found if isinstance(tiles, GrowingTiles) or tiles.trips)
+        least = (
+            (tiles.count, 1 if isinstance(tiles, GrowingTiles) else self._trips_of(tiles)) for tiles in self._tiles
+        )
+        self._trips = sum(count * trips for count, trips in least)
+        """So many trips at least the query tiles of a tile of query heads take."""
 
     def cycles(self) -> float:
         """From the first load to the last result."""
@@ -287,9 +292,10 @@ class _Walk:
         """
         met: list[tuple[_Moment, int]] = []
         for place, tiles in enumerate(self._tiles):
-            row = self._row if self.by_rows else self._strips if self.strip_tiles > 1 else self._stream
-            trips = self._trips_of(tiles)
-            self.recurrence.repeat(tiles.count, lambda tiles=tiles, row=row: row(heads, tiles), QUERY, trips)
+            if isinstance(tiles, GrowingTiles):
+                self._growing(heads, tiles)
+            else:
+                self._alike(heads, tiles)
             if len(self._tiles) > WORTH_A_LOOK:
                 ahead, horizon = self.recurrence.moment()
                 moment = heads, place, ahead
@@ -302,6 +308,71 @@ class _Walk:
         if met:
             end = self.recurrence.save()
             self._followed |= {moment: (horizon, end) for moment, horizon in met}
+
+    def _alike(self, heads: _Heads, tiles: QueryTiles) -> None:
+        row = self._row if self.by_rows else self._strips if self.strip_tiles > 1 else self._stream
+        self.recurrence.repeat(tiles.count, lambda: row(heads, tiles), QUERY, self._trips_of(tiles))
+
+    def _growing(self, heads: _Heads, tiles: GrowingTiles) -> None:
+        """Query tiles that visit more and more key tiles.
+
+        Their times are maxima of sums in which the number of key tiles is a factor, so they are convex in it: where
+        all have moved on by the same more in each of three periods than in the one before, they move on by no less in
+        the periods that follow; and if they do so in a later period as well, then in all between.
+        """
+        seen: list[tuple[int, ...]] = []
+        index, shortest = 0, self._growth_period(tiles)
+        patience = 0
+        while index < tiles.count:
+            self._alike(heads, tiles[index])
+            index += 1
+            seen.append(self.recurrence.all_times())
+            if len(seen) < patience or not self._is_deep(tiles[index - 1]):
+                continue
+            for period in (shortest, 2 * shortest):
+                moves = _steady_growth(seen[::-period][:4])
+                if moves is None or tiles.count - index < 2 * period:
+                    continue
+                passed = self._pass_over(heads, tiles, (index, period), moves)
+                index += passed
+                patience = 0 if passed else 2 * len(seen)
+                if passed:
+                    seen.clear()
+                break
+
+    def _pass_over(
+        self, heads: _Heads, tiles: GrowingTiles, at: tuple[int, int], moves: tuple[int, Sequence[int]]
+    ) -> int:
+        """How many kinds from an index on move on in periods as expected; as if they were taken."""
+        (index, period), before = at, self.recurrence.save()
+        times, left = self.recurrence.all_times(), (tiles.count - index) // period - 1
+        while left:
+            later = index + left * period
+            self.recurrence.move_to(_grown(times, moves, left), self._in_flight(heads, tiles, later))
+            for kind in range(later, later + period):
+                self._alike(heads, tiles[kind])
+            if self.recurrence.all_times() == _grown(times, moves, left + 1):
+                return (left + 1) * period
+            self.recurrence.go_to(before, 0)
+            left //= 4
+        return 0
+
+    def _growth_period(self, tiles: GrowingTiles) -> int:
+        """After so many kinds, whole strips of key tiles are added; two slots in turn may double it."""
+        return len(tiles.first) * (self.strip_tiles // gcd(self.strip_tiles, tiles.growth))
+
+    def _is_deep(self, tiles: QueryTiles) -> bool:
+        """Whether nothing of the query tiles before is under way when one of these is over, but in whole rows."""
+        return self.by_rows or self._trips_of(tiles) > self.recurrence.pipeline.deepest + 1
+
+    def _in_flight(self, heads: _Heads, tiles: GrowingTiles, index: int) -> list[Rounds]:
+        """The trips under way behind the kind before `index`, where they are whole rows; else they are alike."""
+        found: list[Rounds] = []
+        while self.by_rows and len(found) <= self.recurrence.pipeline.deepest:
+            index -= 1
+            kind = tiles[index]
+            found += [self._with_loops(heads, kind.extent, kind.parts, 1)] * kind.count
+        return found
 
     def _trips_of(self, tiles: QueryTiles) -> int:
         return 1 if self.by_rows else ceil_divide(tiles.trips, self.strip_tiles)
@@ -353,3 +424,25 @@ class _Walk:
 
 
 _NO_TIME: Times = 0, 0
+
+
+def _steady_growth(times: Sequence[tuple[int, ...]]) -> tuple[int, Sequence[int]] | None:
+    """(growth of the moves, last moves) of times now and one, two and three periods ago; None if they do not grow so.
+
+    Each of the times that somebody may wait for moves on by `growth` more in each period than in the one before.
+    """
+    if len(times) < 4:
+        return None
+    moves = [[a - b for a, b in zip(now, before, strict=True)] for now, before in pairwise(times)]
+    growths = {(a - b, b - c) for a, b, c, now in zip(*moves, times[0], strict=True) if now}
+    if len(growths) != 1:
+        return None
+    (growth, before), *_ = growths
+    return (growth, moves[0]) if growth == before else None
+
+
+def _grown(times: Sequence[int], moves: tuple[int, Sequence[int]], periods: int) -> tuple[int, ...]:
+    """Times so many periods later."""
+    growth, last = moves
+    more = growth * periods * (periods + 1) // 2
+    return tuple([time and time + move * periods + more for time, move in zip(times, last, strict=True)])

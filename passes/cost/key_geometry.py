@@ -8,7 +8,7 @@ loop bounds, so that counting and executing cannot disagree.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import product
 from typing import Any, cast
@@ -281,23 +281,53 @@ def strips_of(parts: Sequence[KeyTiles], tiles: int) -> list[tuple[int, tuple[Ke
     return [*found, (1, tuple(strip))] if strip else found
 
 
-MOST_QUERY_TILES = 256
-"""So many kinds of query tiles are told apart. A triangle of more of them loses less than a 256th of its key tiles."""
+MOST_QUERY_TILES = 128
+"""So many kinds of query tiles are told apart. A triangle of more of them loses less than a 128th of its key tiles."""
+
+
+@frozen
+class GrowingTiles:
+    """Kinds of query tiles that come again and again, each time with `growth` more key tiles that no mask crosses.
+
+    `first` are the numbers of the kinds until they come again, as `_key_tiles_of` gives them; `count` are all of them.
+    """
+
+    first: tuple[tuple[int, ...], ...]
+    count: int
+    growth: int
+    key: int
+    ragged: int
+
+    def __getitem__(self, index: int) -> QueryTiles:
+        again, place = divmod(index, len(self.first))
+        numbers = list(self.first[place])
+        numbers[_CLEAN] += again * self.growth
+        return _query_tiles_of(numbers, self.key, self.ragged)
+
+    def __iter__(self) -> Iterator[QueryTiles]:
+        return (self[index] for index in range(self.count))
+
+
+_PARTS = tuple(product((True, False, True), (False, True)))
+"""Key tiles in order, (masked, ragged): before the range that every row sees, in it, and behind it."""
+
+_CLEAN = _PARTS.index((False, False))
 
 
 def query_tiles(
     problem: AttentionProblem, query: int, key: int, most: int = MOST_QUERY_TILES
-) -> tuple[QueryTiles, ...]:
+) -> tuple[QueryTiles | GrowingTiles, ...]:
     """The query tiles of one mapping in order, alike ones in a row together, for a bound from below.
 
-    Where they are of more than `most` kinds, some in a row are taken to visit the least of what they visit.
+    Where they are of more than `most` kinds, some in a row are taken to visit the least of what they visit; kinds that
+    come again with more key tiles count once.
     """
     question = _Question(problem.mask, problem.skips_hidden, problem.queries, problem.keys)
     return _query_tiles(question, query, key, most)
 
 
 @lru_cache(maxsize=1 << 8)
-def _query_tiles(problem: _Question, query: int, key: int, most: int) -> tuple[QueryTiles, ...]:
+def _query_tiles(problem: _Question, query: int, key: int, most: int) -> tuple[QueryTiles | GrowingTiles, ...]:
     if problem.mask is None:
         extents = [(problem.queries // query, query), (int(problem.queries % query > 0), problem.queries % query)]
         parts = tuple(
@@ -306,15 +336,74 @@ def _query_tiles(problem: _Question, query: int, key: int, most: int) -> tuple[Q
             if trips
         )
         return tuple(QueryTiles(count, extent, parts) for count, extent in extents if count)
-    found: list[QueryTiles] = []
-    for *numbers, extent, count in _key_tiles_of(problem, query, key, most).tolist():
-        tiles = zip(numbers, product((True, False, True), (key, problem.keys % key)), strict=True)
-        parts = tuple(KeyTiles(trips, width, masked) for trips, (masked, width) in tiles if trips)
-        found.append(QueryTiles(count, extent, parts))
-    return tuple(found)
+    ragged = problem.keys % key
+    rows = _key_tiles_of(problem, query, key)
+    begin, end, period = _longest_growth(rows)
+    if len(rows) - (end - begin) > most:
+        begin, end = len(rows), len(rows)
+        rows = _merged(rows, most)
+    alone = [_query_tiles_of(numbers, key, ragged) for numbers in (*rows[:begin].tolist(), *rows[end:].tolist())]
+    if begin >= end:
+        return tuple(alone)
+    first = tuple(tuple(numbers) for numbers in rows[begin : begin + period].tolist())
+    growth = int(rows[begin + period, _CLEAN] - rows[begin, _CLEAN])
+    return (*alone[:begin], GrowingTiles(first, end - begin, growth, key, ragged), *alone[begin:])
 
 
-def _key_tiles_of(problem: _Question, query: int, key: int, most: int) -> Ints:
+def _query_tiles_of(numbers: Sequence[int], key: int, ragged: int) -> QueryTiles:
+    *trips, extent, count = numbers
+    parts = tuple(
+        KeyTiles(some, ragged if is_ragged else key, masked)
+        for some, (masked, is_ragged) in zip(trips, _PARTS, strict=True)
+        if some
+    )
+    return QueryTiles(count, extent, parts)
+
+
+LONGEST_GROWTH_PERIOD = 8
+"""Kinds of query tiles that come again after more than so many are not recognised."""
+
+FEWEST_GROWING = 16
+"""Fewer kinds are as well taken one by one."""
+
+
+def _longest_growth(rows: Ints) -> tuple[int, int, int]:
+    """(begin, end, period) of kinds that come again with more key tiles inside what every row sees; (n, n, 1) if none.
+
+    Of several periods, the first one that most of the kinds follow.
+    """
+    import numpy as np
+
+    best = len(rows), len(rows), 1
+    for period in range(1, LONGEST_GROWTH_PERIOD + 1):
+        if len(rows) < FEWEST_GROWING + period:
+            break
+        more = rows[period:] - rows[:-period]
+        others = np.delete(more, _CLEAN, axis=1)
+        follows = ~others.any(axis=1) & (more[:, _CLEAN] > 0)
+        breaks = np.flatnonzero(~(follows[1:] & follows[:-1] & (more[1:, _CLEAN] == more[:-1, _CLEAN])))
+        ends = np.concatenate([[-1], breaks, [len(more) - 1]])
+        longest = int(np.argmax(np.diff(ends)))
+        begin, end = int(ends[longest]) + 1, int(ends[longest + 1]) + 1 + period
+        if end - begin >= FEWEST_GROWING and end - begin > best[1] - best[0] and follows[begin]:
+            best = begin, end, period
+        if best[1] - best[0] > len(rows) // 2:
+            break
+    return best
+
+
+def _merged(rows: Ints, most: int) -> Ints:
+    """Kinds in a row as one, which visits the least of what they visit, so that no more than `most` are left."""
+    import numpy as np
+
+    if len(rows) <= most:
+        return rows
+    begins = np.unique(np.append(np.arange(0, len(rows), -(-len(rows) // most)), len(rows) - 1))
+    counts = np.add.reduceat(rows[:, -1], begins)
+    return np.concatenate([np.minimum.reduceat(rows[:, :-1], begins), counts[:, None]], axis=1)
+
+
+def _key_tiles_of(problem: _Question, query: int, key: int) -> Ints:
     """A row for each run of alike query tiles: its key tiles, their rows, and how many they are.
 
     Key tiles lie before the range that every row sees, in it, and behind it; of each there are full and ragged ones.
@@ -335,7 +424,5 @@ def _key_tiles_of(problem: _Question, query: int, key: int, most: int) -> Ints:
         columns = [whole, np.maximum(ends[i + 1] - ends[i], 0) - whole, *columns]
     rows = np.stack(columns, axis=1)
     begins = np.flatnonzero(np.concatenate([[True], (rows[1:] != rows[:-1]).any(axis=1)]))
-    if len(begins) > most:
-        begins = np.unique(np.append(np.arange(0, len(rows), -(-len(rows) // most)), len(rows) - 1))
     counts = np.diff(np.append(begins, len(rows)))
-    return np.concatenate([np.minimum.reduceat(rows, begins), counts[:, None]], axis=1)
+    return np.concatenate([rows[begins], counts[:, None]], axis=1)

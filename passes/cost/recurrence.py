@@ -111,8 +111,11 @@ class Recurrence:
     # --- Trips ----------------------------------------------------------------------------------------------
 
     def enter(self, level: int) -> None:
-        """The next tile of a level begins."""
+        """The next tile of a level begins. What later stages will do with it has not been done yet."""
         self._numbers[level] += 1
+        place = self._numbers[level] & self._mask
+        for ring in self.pipeline.later_rings[level]:
+            self._times[ring + place] = 0
 
     def trip(self, what: Rounds) -> None:
         """The trip that begins to work on the tiles entered last, and goes on with those before them."""
@@ -183,6 +186,23 @@ class Recurrence:
         self._counters = dict(saved.counters)
         self._window, self._kinds, self._places = saved.window, saved.kinds, saved.places
 
+    def all_times(self) -> tuple[int, ...]:
+        """All times that anything may still wait for, by resource and by how many tiles ago they are.
+
+        A time before the first free resource counts as 0.
+        """
+        times = self.pipeline.scopes[HEADS].read(self._times, self._numbers, self._counters)
+        horizon = min(times[: len(self.pipeline.resources)])
+        return tuple([time if time >= horizon else 0 for time in times])
+
+    def move_to(self, times: Sequence[int], in_flight: Sequence[Rounds] = ()) -> None:
+        """As if these were all times, and these the last trips, if any, the last of all first."""
+        for index, time in zip(self.pipeline.scopes[HEADS].indices(self._numbers, self._counters), times, strict=True):
+            self._times[index] = time
+        if in_flight:
+            self._window = tuple(in_flight[: len(self._window)])
+            self._kinds = tuple(trip.kind for trip in self._window)
+
     # --- Rounds ---------------------------------------------------------------------------------------------
 
     def stream(self, parts: Sequence[Rounds], begins: int, level: int) -> None:
@@ -206,7 +226,7 @@ class Recurrence:
                 self._one(part, LAST, level)
 
     def _one(self, part: Rounds, kind: int, level: int) -> None:
-        self._numbers[level] += 1
+        self.enter(level)
         self.trip(Rounds(1, part.kind | kind, part.ticks, part.loops) if kind else part)
 
     def repeat(self, count: int, round: Callable[[], None], level: int, trips: int) -> None:

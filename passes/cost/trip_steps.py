@@ -91,6 +91,11 @@ class Pipeline:
         first = 2 * len(names)
         self.rings = {key: first + index * self.ring_size for index, key in enumerate(awaited)}
         """Where the ring of (step, level) begins."""
+        later = {step.name for step in self.steps if step.stage}
+        self.later_rings = [
+            [r for (name, of), r in self.rings.items() if of == level and name in later] for level in LEVELS
+        ]
+        """The rings of each level whose steps are in later stages than the first."""
         self.size = first + len(awaited) * self.ring_size
         self.loops = {step.loop: index for index, step in reversed(list(enumerate(self.steps))) if step.loop}
         """The number of each loop's first step."""
