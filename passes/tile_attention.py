@@ -29,14 +29,13 @@ from flatc.dialects.diagnostics import FlatcError, did_you_mean, position_of
 from flatc.dialects.flat import FusedOp, MappingAttr
 from flatc.dialects.kernel_mapping import KernelMapping
 from flatc.passes.cost.bounds import AnyProblem
-from flatc.passes.kernels.problem import AttentionProblem
 from flatc.passes.kinds.kind import KernelKind
 from flatc.passes.kinds.registry import kind_of
 from flatc.passes.lower_to_spatial import lower_kernel_alone
 from flatc.passes.mapping.judge import Judge
 from flatc.passes.mapping.mapping_text import parse_mappings
 from flatc.passes.mapping.ranking import OBJECTIVES, Objective, Ranking, objectives
-from flatc.passes.mapping.search import Choice, Choices, NothingFits, check_strategy
+from flatc.passes.mapping.search import Choice, Choices, check_strategy
 from flatc.passes.simulation.budget import Budget
 from flatc.passes.simulation.simulator import try_simulate
 
@@ -112,11 +111,6 @@ def _problem_of(kernel: FusedOp) -> tuple[KernelKind[Any, Any], AnyProblem]:
     return kind, kind.region(kernel).problem
 
 
-def _is_whole(problem: AnyProblem) -> bool:
-    """Whether a kernel is a whole attention, for which strategies differ most."""
-    return isinstance(problem, AttentionProblem) and problem.has("logit") and problem.has("attend")
-
-
 MOST_EFFORT = 40_000
 """What simulating one mapping may take, in events walked, before it is judged on a shorter problem: about 0.2 s."""
 
@@ -125,12 +119,6 @@ LITTLE_EFFORT = 8_000
 
 ENOUGH_EFFORT = 16_000
 """What simulating mappings of one space may take together, in events walked, before the best so far is taken."""
-
-LOOSE = 0.01
-"""Where something may still be faster by more than this share, the strategies that auto includes are judged as well."""
-
-SMALLER_SPACES = ("flat", "online")
-"""Strategies whose mappings are all among those of auto."""
 
 
 class KernelSearch:
@@ -176,8 +164,6 @@ class KernelSearch:
         if found is None:
             choices = self._found(kernel, reserved_bytes)
             found = self._judge(kernel, choices)
-            if self.strategy == "auto" and _is_whole(problem) and found[1].gain > LOOSE:
-                found = self._with_smaller_spaces(kernel, found, reserved_bytes)
             self._judged[kind.name, problem, reserved_bytes] = found
             self._known[problem, found[1].mapping] = found[0][: len(OBJECTIVES)]
         return found
@@ -199,28 +185,7 @@ class KernelSearch:
             least=lambda one: self._least_cycles(kind, problem, one),
             enough=lambda: effort.spent > ENOUGH_EFFORT,
         )
-        choice = judge.best()
-        return judge.leader[0], choice
-
-    def _with_smaller_spaces(
-        self, kernel: FusedOp, found: tuple[Ranking, Choice[KernelMapping]], reserved_bytes: int
-    ) -> tuple[Ranking, Choice[KernelMapping]]:
-        """The best of what was found in auto's space and what is found in smaller ones that are part of it."""
-        kind, problem = _problem_of(kernel)
-        best, own = found
-        for strategy in SMALLER_SPACES:
-            try:
-                machine = self._machine(reserved_bytes)
-                choices = kind.find(problem, machine, strategy, self.objective, kernel.kernel.data)
-            except NothingFits:
-                continue
-            ranking, choice = self._judge(kernel, cast("Choices[KernelMapping]", choices))
-            own = replace(own, simulated=own.simulated + choice.simulated)
-            if ranking < best:
-                least = best[0] * (1 - own.gain)
-                gain = max(0.0, 1 - least / ranking[0]) if ranking[0] else 0.0
-                best, own = ranking, replace(own, mapping=choice.mapping, ranking=choice.ranking, gain=gain)
-        return best, own
+        return judge.best()
 
     def _found(self, kernel: FusedOp, reserved_bytes: int = 0) -> Choices[KernelMapping]:
         kind, problem = _problem_of(kernel)
@@ -235,7 +200,7 @@ class KernelSearch:
     def _least_cycles(self, kind: KernelKind[Any, Any], problem: AnyProblem, mapping: KernelMapping) -> float:
         found = self._least.get((problem, mapping))
         if found is None:
-            found = self._least[problem, mapping] = kind.least_cycles(problem, self.accelerator, mapping, quick=True)
+            found = self._least[problem, mapping] = kind.least_cycles(problem, self.accelerator, mapping)
         return found
 
     def _judged_cycles(
@@ -256,7 +221,7 @@ class KernelSearch:
         if found is not None:
             return float(found.latency_cycles)
         if near:
-            return kind.least_cycles(problem, self.accelerator, mapping)
+            return self._least_cycles(kind, problem, mapping)
         whole = float(kind.price(problem, self.accelerator, mapping).latency_cycles[0])
         short = kind.shortened(problem, mapping)
         simulated = try_simulate(lower_kernel_alone(kernel, mapping, short), self.accelerator, MOST_EFFORT)

@@ -27,9 +27,6 @@ from flatc.passes.mapping.legal_mapping import check_mapping
 from flatc.passes.mapping.live_footprint import beyond_strategies, granularity, live_elements
 from flatc.passes.mapping.search import Choice, Objective, find_mappings
 
-FEW_QUERY_TILES = 32
-"""So many kinds of query tiles are told apart where mappings are ruled out."""
-
 
 class AttentionKind(KernelKind[AttentionProblem, Mapping]):
     """See `kind` for what the methods do, and the modules they call for how."""
@@ -111,11 +108,8 @@ class AttentionKind(KernelKind[AttentionProblem, Mapping]):
         return tight_form(problem, accelerator, mapping)
 
     @override
-    def least_cycles(
-        self, problem: AttentionProblem, accelerator: Accelerator, mapping: Mapping, *, quick: bool = False
-    ) -> float:
-        few = trip_cycles(problem, accelerator, mapping, FEW_QUERY_TILES) if quick else None
-        return few or trip_cycles(problem, accelerator, mapping) or 0.0
+    def least_cycles(self, problem: AttentionProblem, accelerator: Accelerator, mapping: Mapping) -> float:
+        return trip_cycles(problem, accelerator, mapping) or 0.0
 
     @override
     def read_back(self, kernel: KernelOp) -> Part | None:

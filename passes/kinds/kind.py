@@ -104,11 +104,8 @@ class KernelKind(ABC, Generic[P, M]):
     def price(self, problem: P, accelerator: Accelerator, mapping: M) -> ClosedForm:
         """The closed form of one mapping: columns of one entry."""
 
-    def least_cycles(self, problem: P, accelerator: Accelerator, mapping: M, *, quick: bool = False) -> float:
-        """A latency below which no simulation of a mapping comes, but most come near; 0 where none is known.
-
-        A `quick` one may be less near; where one is 0, so is the other.
-        """
+    def least_cycles(self, problem: P, accelerator: Accelerator, mapping: M) -> float:
+        """A latency below which no simulation of a mapping comes, but most come near; 0 where none is known."""
         return 0.0
 
     @abstractmethod

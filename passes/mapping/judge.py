@@ -1,11 +1,12 @@
 """Simulate what may be better until the best is known, or enough is enough.
 
-    Judge(choices, "latency", cycles).best()         # Choice(mapping, simulated=10, open=477, ...)
+    Judge(choices, "latency", cycles, least).best()         # (ranking, Choice(mapping, simulated=2, open=477, ...))
 
 A search ranks mappings by closed form, which never lies above the simulator. So a mapping that it ranks behind the best
-one simulated cannot win, and the others are rivals: `Choices.before` counts them and gives the first. Each simulation
-takes as long as pricing thousands of mappings, so only a few rivals get one, those that promise most; what is left is
-counted (`Choice.open`).
+one simulated cannot win, and the others are rivals: `Choices.before` counts them and gives the first. A rival is judged
+in three steps, each much dearer than the one before: the closed form of the search; a walk through the trips of its
+pipeline, which bounds its latency as well, from so near below that it tells who is the best; and the simulation. Only
+some rivals have their turn, those that promise most; what is left is counted (`Choice.open`).
 """
 
 from __future__ import annotations
@@ -23,25 +24,28 @@ MOST_SIMULATED = 10
 FEW_ENOUGH = 10
 """So many more are simulated where that shows that no other mapping is better."""
 
-MOST_TURNS = 30
-"""So many mappings have their turn at most: to rule one out by `least` costs a tenth of a simulation."""
+MOST_TURNS = 60
+"""So many mappings have their turn at most: a walk takes a tenth of a simulation or less."""
 
 CLOSE_ENOUGH = 1.001
-"""A mapping that cannot be faster than the best one simulated by this factor is not worth a simulation."""
+"""A mapping that cannot be faster than the best one by this factor is not worth a simulation."""
 
 NEARLY = 1.02
-"""The first one to be simulated is the most promising of those within this factor of the least closed form."""
+"""The first one to have its turn is the most promising of those within this factor of the least closed form."""
+
+Candidate = tuple[Ranking, Choice[KernelMapping]]
+"""A mapping, ranked with the latency that is known of it."""
 
 
 class Judge:
     """One kernel's candidates, and what the simulator made of some of them: `cycles` simulates a mapping.
 
-    Turns are taken: the mapping of most promise, and the one with the least closed form, times what the simulator made
-    of the last one of its family. The first one is looked for among those that are nearly the best by closed form.
-    When its turn comes, a mapping is not simulated if `least`, a bound nearer to the simulator than the closed form
-    that ranks, proves that it cannot win. No more than `most` are simulated, and no more than `MOST_TURNS` have a turn;
-    but where `most` is not below `FEW_ENOUGH`, so are all that are left if they are as few, which proves that the
-    leader is the best. `enough` may end it sooner.
+    Turns are taken: the mapping of most promise, and the one with the least closed form, times what the last one of its
+    family turned out as. The first one is looked for among those that are nearly the best by closed form. In its turn a
+    mapping gets a tighter bound by `least`; where that is 0, for none is known, it is simulated at once. When the turns
+    are over, the mappings of the least bounds are simulated, until none may be better than the leader. No more than
+    `most` are simulated, and no more than `MOST_TURNS` have a turn; but where `most` is not below `FEW_ENOUGH`, so have
+    all that are left if they are as few, which proves that the leader is the best. `enough` may end it sooner.
     """
 
     def __init__(
@@ -49,51 +53,46 @@ class Judge:
         choices: Choices[KernelMapping],
         objective: Objective,
         cycles: Callable[[KernelMapping], float],
-        most: int = MOST_SIMULATED,
         least: Callable[[KernelMapping], float] = lambda mapping: 0.0,
+        most: int = MOST_SIMULATED,
         enough: Callable[[], bool] = lambda: False,
     ):
         self.choices, self.cycles, self.least, self.most, self.enough = choices, cycles, least, most, enough
         self.objective: Objective = objective
         self.factors: dict[int, float] = {}
         self.tried: dict[KernelMapping, Ranking] = {}
-        self.ruled_out = 0
-        self.leader = self._simulated(self._first())
+        """Those that had their turn, as the closed form ranks them."""
+        self.walked: list[Candidate] = []
+        """Those that have a tighter bound and were not simulated."""
+        self.simulated = 0
+        self.leader: Candidate | None = None
 
-    def best(self) -> Choice[KernelMapping]:
-        """The best of what was simulated; `Choice.open` says how many could still be better."""
-        _, pool = self._before_the_leader()
-        pool, leader = self._worthwhile(pool), self.leader
-        while pool and self._goes_on():
-            self._simulate(self._next_of(pool))
-            if self.leader is not leader:
-                pool, leader = self._worthwhile(pool), self.leader
-        total, left = self._before_the_leader()
-        if total <= FEW_ENOUGH <= self.most:
-            while (left := self._worthwhile(left)) and not self.enough():
-                self._simulate(left.pop())
-            total, left = self._before_the_leader()
-        first, (ranking, leader) = self.choices[0], self.leader
-        others = (one for one in sorted(left, key=_ranking) if one.make().mapping not in self.tried)
-        least = next((one.ranking[0] for one in others), ranking[0])
-        return replace(
+    def best(self) -> Candidate:
+        """The best of what was simulated, as the simulator ranks it; `Choice.open` says how many may be better."""
+        self._turn(self._first())
+        self._take_turns()
+        while self._simulate_the_first():
+            self._take_turns()
+        self._finish_a_few()
+        assert self.leader is not None
+        ranking, leader = self.leader
+        total, rivals = self._rivals(ranking)
+        others = [one.ranking for one in rivals if one.make().mapping not in self.tried]
+        walked = [one for one, _ in self.walked if one < ranking]
+        least = min([ranking, *others, *walked])[0]
+        first = self.choices[0]
+        return ranking, replace(
             leader,
             covered=first.covered,
             legal=first.legal,
             dominated=first.dominated,
             priced=first.priced,
             simulated=self.simulated,
-            open=max(total, 0) if self.choices.complete else None,
+            open=max(total, 0) + len(walked) if self.choices.complete else None,
             gain=1 - least / ranking[0] if ranking[0] else 0.0,
         )
 
-    def _goes_on(self) -> bool:
-        return self.simulated < self.most and len(self.tried) < MOST_TURNS and not self.enough()
-
-    @property
-    def simulated(self) -> int:
-        """How many were simulated so far."""
-        return len(self.tried) - self.ruled_out
+    # --- Turns ----------------------------------------------------------------------------------------------
 
     def _first(self) -> Choice[KernelMapping]:
         """The most promising of those that are nearly the best by closed form."""
@@ -102,58 +101,102 @@ class Judge:
         _, rivals = self.choices.before(slower, 1)
         return min(rivals, key=_promise).make() if rivals else best
 
+    def _take_turns(self) -> None:
+        """Turns of those that may be better than the best known, as long as there is room."""
+        _, pool = self._rivals(self._best_known())
+        best = None
+        while self.simulated < self.most and len(self.tried) < MOST_TURNS and not self.enough():
+            if best != self._best_known():
+                best = self._best_known()
+                pool = self._worthwhile(pool, best)
+            if not pool:
+                return
+            self._turn(self._next_of(pool).make())
+
+    def _turn(self, choice: Choice[KernelMapping]) -> None:
+        """Bounds a mapping, or simulates it where no tighter bound is known, unless it had its turn."""
+        if choice.mapping in self.tried:
+            return
+        self.tried[choice.mapping] = choice.ranking
+        least, priced = self.least(choice.mapping), latency_of(choice.ranking, self.objective)
+        if not least:
+            self._simulate(choice)
+            return
+        self.factors[choice.kin] = least / priced if priced else 1.0
+        self.walked.append((with_latency(choice.ranking, self.objective, max(least, priced)), choice))
+
     def _next_of(self, pool: list[Rival[KernelMapping]]) -> Rival[KernelMapping]:
-        """Takes the next one to be simulated out of the pool."""
+        """Takes the next one out of the pool."""
         found = min(pool, key=_promise) if len(self.tried) % 2 == 0 else min(pool, key=self._expected)
         pool.remove(found)
         return found
 
-    def _worthwhile(self, pool: list[Rival[KernelMapping]]) -> list[Rival[KernelMapping]]:
-        """Those that may be better than the leader by enough."""
-        return [one for one in pool if self._times(one, CLOSE_ENOUGH) < self.leader[0]]
+    # --- Simulations ----------------------------------------------------------------------------------------
 
-    def _simulate(self, rival: Rival[KernelMapping]) -> None:
-        """Simulates a mapping that may be better than the leader, unless it had its turn or proves not to be."""
-        choice = rival.make()
-        if choice.mapping in self.tried:
-            return
+    def _simulate(self, choice: Choice[KernelMapping]) -> None:
+        """Simulates a mapping, which may be the new leader."""
+        cycles = self.cycles(choice.mapping)
+        self.simulated += 1
         priced = latency_of(choice.ranking, self.objective)
-        least = max(priced, self.least(choice.mapping))
-        if with_latency(choice.ranking, self.objective, least) > self.leader[0]:
-            self.ruled_out += 1
-            self._note(choice, least)
-        else:
-            self.leader = min(self.leader, self._simulated(choice), key=lambda one: one[0])
+        self.factors[choice.kin] = cycles / priced if priced else 1.0
+        found = with_latency(choice.ranking, self.objective, cycles), choice
+        self.leader = found if self.leader is None else min(self.leader, found, key=_of_candidate)
 
-    def _before_the_leader(self) -> tuple[int, list[Rival[KernelMapping]]]:
-        """How many candidates may be better than the best one simulated, and the first of them."""
-        ranking = self.leader[0]
+    def _simulate_the_first(self) -> bool:
+        """Simulates the best of those that were walked through, if it may be better than the leader by enough."""
+        if not self.walked or (self.leader is not None and (self.simulated >= self.most or self.enough())):
+            return False
+        found = min(self.walked, key=_of_candidate)
+        if self.leader is not None and not self._times(found[0], CLOSE_ENOUGH) < self.leader[0]:
+            return False
+        self.walked.remove(found)
+        self._simulate(found[1])
+        return True
+
+    def _finish_a_few(self) -> None:
+        """Where few are left, all of them have their turn."""
+        assert self.leader is not None
+        total, left = self._rivals(self.leader[0])
+        if not total <= FEW_ENOUGH <= self.most:
+            return
+        for rival in self._worthwhile(left, self.leader[0]):
+            if self.enough():
+                return
+            self._turn(rival.make())
+        while self.walked and not self.enough():
+            found = min(self.walked, key=_of_candidate)
+            if not self._times(found[0], CLOSE_ENOUGH) < self.leader[0]:
+                return
+            self.walked.remove(found)
+            self._simulate(found[1])
+
+    # --- Rivals ---------------------------------------------------------------------------------------------
+
+    def _best_known(self) -> Ranking:
+        """What a mapping must be better than to be of interest; walks are about as long as simulations."""
+        known = [one for one, _ in self.walked]
+        return min([*known, self.leader[0]]) if self.leader is not None else min(known, default=(float("inf"),))
+
+    def _rivals(self, ranking: Ranking) -> tuple[int, list[Rival[KernelMapping]]]:
+        """How many candidates without a turn may be better than a ranking, and the first of them."""
         total, found = self.choices.before(ranking, MOST_SIMULATED + FEW_ENOUGH)
         return total - sum(priced < ranking for priced in self.tried.values()), found
 
-    def _simulated(self, choice: Choice[KernelMapping]) -> tuple[Ranking, Choice[KernelMapping]]:
-        """A choice with its ranking as the simulator sees it."""
-        cycles = self.cycles(choice.mapping)
-        self._note(choice, cycles)
-        return with_latency(choice.ranking, self.objective, cycles), choice
-
-    def _note(self, choice: Choice[KernelMapping], cycles: float) -> None:
-        """Remembers that a choice had its turn, and how its family's closed forms compare."""
-        self.tried[choice.mapping] = choice.ranking
-        priced = latency_of(choice.ranking, self.objective)
-        self.factors[choice.kin] = cycles / priced if priced else 1.0
+    def _worthwhile(self, pool: list[Rival[KernelMapping]], best: Ranking) -> list[Rival[KernelMapping]]:
+        """Those that may be better by enough."""
+        return [one for one in pool if self._times(one.ranking, CLOSE_ENOUGH) < best]
 
     def _expected(self, rival: Rival[KernelMapping]) -> Ranking:
-        return self._times(rival, self.factors.get(rival.kin, 1.0))
+        return self._times(rival.ranking, self.factors.get(rival.kin, 1.0))
 
-    def _times(self, rival: Rival[KernelMapping], factor: float) -> Ranking:
-        """A rival's ranking if it takes so many times as long."""
-        return with_latency(rival.ranking, self.objective, latency_of(rival.ranking, self.objective) * factor)
+    def _times(self, ranking: Ranking, factor: float) -> Ranking:
+        """A ranking where it takes so many times as long."""
+        return with_latency(ranking, self.objective, latency_of(ranking, self.objective) * factor)
 
 
 def _promise(rival: Rival[KernelMapping]) -> tuple[Ranking, Ranking]:
     return rival.promise, rival.ranking
 
 
-def _ranking(rival: Rival[KernelMapping]) -> Ranking:
-    return rival.ranking
+def _of_candidate(candidate: Candidate) -> Ranking:
+    return candidate[0]

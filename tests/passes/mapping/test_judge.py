@@ -32,7 +32,7 @@ def simulated_best(seed: int, count: int) -> tuple[Choice[KernelMapping], float]
     cycles = {one.mapping: one.ranking[0] * rng.choice([1.02, 1.1, 1.5]) for one in found}
     choices = Choices(found)
     choices.complete = True
-    choice = Judge(choices, "latency", lambda mapping: cycles[mapping]).best()
+    choice = Judge(choices, "latency", lambda mapping: cycles[mapping]).best()[1]
     assert choice.simulated <= MOST_SIMULATED + FEW_ENOUGH
     return choice, min(cycles.values()) / cycles[choice.mapping]
 
@@ -55,7 +55,7 @@ def test_what_cannot_be_better_by_much_is_not_simulated():
     ]
     choices = Choices(found)
     choices.complete = True
-    choice = Judge(choices, "latency", lambda mapping: 1000.5).best()
+    choice = Judge(choices, "latency", lambda mapping: 1000.5).best()[1]
     assert (choice.simulated, choice.open) == (1, 99)
     assert 0.00049 < choice.gain < 0.0005
 
