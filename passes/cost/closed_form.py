@@ -20,6 +20,7 @@ The counting is in files of its own: `product_tile_counts`, `vector_tile_counts`
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from flatc.dialects.accelerator import Accelerator
@@ -79,17 +80,21 @@ def evaluate(
         counts = count_all(problem, accelerator, structure, columns, geometry)
         peak_bytes = peak_buffer_bytes(problem, structure, columns, geometry)
     prices = TransferPrices(accelerator, problem.on_chip)
-    work = total_work(prices, counts)
     busy = busy_cycles(prices, counts)
     times = least_times(Case(problem, accelerator, structure, columns, counts), busy)
+    latency = largest(times, columns.batch * 0.0)
+    return replace(_form(prices, counts, busy, peak_bytes, latency), least_times=tuple(times))
+
+
+def _form(prices: TransferPrices, counts: Counts, busy: dict[str, Any], peak_bytes: Any, latency: Any) -> ClosedForm:
+    work = total_work(prices, counts)
     return ClosedForm(
-        latency_cycles=largest(times, columns.batch * 0.0),
+        latency_cycles=latency,
         busy_cycles=busy,
         tensor_bytes=prices.offchip_bytes(counts.tensor_bytes),
         peak_buffer_bytes=peak_bytes,
         work=work,
-        energy_pj=sum(energy_pj(accelerator, work).values()),
-        least_times=tuple(times),
+        energy_pj=sum(energy_pj(prices.accelerator, work).values()),
     )
 
 
@@ -114,11 +119,20 @@ def _offchip_busy(prices: TransferPrices, counts: Counts) -> dict[str, Any]:
 
 def tight_form(problem: AttentionProblem, accelerator: Accelerator, mapping: Mapping) -> ClosedForm:
     """Costs of one mapping, as arrays of one entry: the latency as near to the simulator's as the closed form comes."""
-    form = evaluate(problem, accelerator, structure_of(mapping), numbers_of(mapping))
+    structure, numbers = structure_of(mapping), numbers_of(mapping)
+    geometry = key_geometry(problem, numbers.query, numbers.key, numbers.rescaled_every)
+    counts = count_all(problem, accelerator, structure, numbers, geometry)
+    peak_bytes = peak_buffer_bytes(problem, structure, numbers, geometry)
     walked = trip_cycles(problem, accelerator, mapping)
-    latency = form.latency_cycles if walked is None else max(form.latency_cycles, walked)
+    if walked is None:
+        form = evaluate(problem, accelerator, structure, numbers, counts, peak_bytes)
+    else:
+        # All that a search compares is in the walk as well.
+        prices = TransferPrices(accelerator, problem.on_chip)
+        busy = busy_cycles(prices, counts)
+        form = _form(prices, counts, busy, peak_bytes, max(walked, *busy.values()))
     return ClosedForm(
-        latency_cycles=_column(latency),
+        latency_cycles=_column(form.latency_cycles),
         busy_cycles={name: _column(cycles) for name, cycles in form.busy_cycles.items()},
         tensor_bytes={role: _column(size) for role, size in form.tensor_bytes.items()},
         peak_buffer_bytes=_column(form.peak_buffer_bytes),
