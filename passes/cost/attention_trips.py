@@ -21,6 +21,7 @@ from flatc.passes.cost.key_geometry import (
     GrowingTiles,
     KeyTiles,
     QueryTiles,
+    TilesInOrder,
     every_row_sees_keys,
     query_tiles,
     strips_of,
@@ -42,11 +43,17 @@ from flatc.passes.kernels.score_ops import Operand, operand_level
 
 
 def trip_cycles(
-    problem: AttentionProblem, accelerator: Accelerator, mapping: Mapping, most_query_tiles: int = MOST_QUERY_TILES
+    problem: AttentionProblem,
+    accelerator: Accelerator,
+    mapping: Mapping,
+    most_query_tiles: int = MOST_QUERY_TILES,
+    *,
+    grows: bool = True,
 ) -> float | None:
     """Cycles that a kernel takes at the least; None where its nest is not covered.
 
-    The fewer kinds of query tiles are told apart, the sooner it is done, and the farther from the simulation it may be.
+    The fewer kinds of query tiles are told apart, the sooner it is done, and the farther from the simulation it may be;
+    so it may if those that grow evenly are not told apart (`grows`).
     Not covered are interleaved query tiles, rows without a softmax, and masks that leave rows without a key.
     """
     softmax = mapping.softmax
@@ -56,7 +63,8 @@ def trip_cycles(
     if not every_row_sees_keys(problem) or "query" in (mapping.keep.k_level, mapping.keep.v_level):
         return None
     prices, pipeline = _Prices(problem, accelerator, mapping), attention_pipeline(problem, accelerator, mapping)
-    return _Walk(problem, mapping, pipeline, prices, most_query_tiles).cycles()
+    tiles = query_tiles(problem, mapping.tiles.query, mapping.tiles.key, most_query_tiles, grows=grows)
+    return _Walk(problem, mapping, pipeline, prices, tiles).cycles()
 
 
 # --- Prices -----------------------------------------------------------------------------------------------
@@ -231,7 +239,7 @@ class _Walk:
         mapping: Mapping,
         pipeline: Pipeline,
         prices: _Prices,
-        most_query_tiles: int,
+        tiles: TilesInOrder,
     ):
         self.problem, self.mapping, self.prices = problem, mapping, prices
         self.by_rows, self.strip_tiles = (
@@ -242,13 +250,10 @@ class _Walk:
         self._has_loops = bool(pipeline.loops)
         self._begins = True
         # Where query tiles are taken to have less key tiles than they do, strips begin elsewhere: masks are left out.
-        merged = self.strip_tiles > 1 and problem.queries > mapping.tiles.query * most_query_tiles
-        self._edge = 0 if merged else EDGE
+        self._edge = 0 if self.strip_tiles > 1 and tiles.merged else EDGE
         self._ticks: dict[_Tile, Ticks] = {}
         self._followed: dict[_Moment, tuple[int, Saved]] = {}
-        found = query_tiles(problem, mapping.tiles.query, mapping.tiles.key, most_query_tiles)
-        # Of tiles that are told apart no longer, one may visit no keys that all the others visit.
-        self._tiles = tuple(tiles for tiles in found if isinstance(tiles, GrowingTiles) or tiles.trips)
+        self._tiles = tiles.parts
         least = (
             (tiles.count, 1 if isinstance(tiles, GrowingTiles) else self._trips_of(tiles)) for tiles in self._tiles
         )
@@ -389,7 +394,8 @@ class _Walk:
 
     def _key_tiles(self, heads: _Heads, rows: int, parts: Sequence[KeyTiles]) -> tuple[Rounds, ...]:
         return tuple(
-            Rounds(part.trips, EDGE * part.masked, self._of(_Tile(*heads, rows, part.extent, 0))) for part in parts
+            Rounds(part.trips, self._edge * part.masked, self._of(_Tile(*heads, rows, part.extent, 0)))
+            for part in parts
         )
 
     def _strips(self, heads: _Heads, tiles: QueryTiles) -> None:

@@ -308,6 +308,14 @@ class GrowingTiles:
         return (self[index] for index in range(self.count))
 
 
+@frozen
+class TilesInOrder:
+    """All query tiles in order; `merged` if some are taken to visit less key tiles than they do."""
+
+    parts: tuple[QueryTiles | GrowingTiles, ...]
+    merged: bool = False
+
+
 _PARTS = tuple(product((True, False, True), (False, True)))
 """Key tiles in order, (masked, ragged): before the range that every row sees, in it, and behind it."""
 
@@ -315,19 +323,19 @@ _CLEAN = _PARTS.index((False, False))
 
 
 def query_tiles(
-    problem: AttentionProblem, query: int, key: int, most: int = MOST_QUERY_TILES
-) -> tuple[QueryTiles | GrowingTiles, ...]:
+    problem: AttentionProblem, query: int, key: int, most: int = MOST_QUERY_TILES, *, grows: bool = True
+) -> TilesInOrder:
     """The query tiles of one mapping in order, alike ones in a row together, for a bound from below.
 
-    Where they are of more than `most` kinds, some in a row are taken to visit the least of what they visit; kinds that
-    come again with more key tiles count once.
+    Where they are of more than `most` kinds, some in a row are taken to visit the least of what they visit. If `grows`,
+    kinds that come again with more key tiles count once.
     """
     question = _Question(problem.mask, problem.skips_hidden, problem.queries, problem.keys)
-    return _query_tiles(question, query, key, most)
+    return _query_tiles(question, query, key, most, grows)
 
 
 @lru_cache(maxsize=1 << 8)
-def _query_tiles(problem: _Question, query: int, key: int, most: int) -> tuple[QueryTiles | GrowingTiles, ...]:
+def _query_tiles(problem: _Question, query: int, key: int, most: int, grows: bool) -> TilesInOrder:
     if problem.mask is None:
         extents = [(problem.queries // query, query), (int(problem.queries % query > 0), problem.queries % query)]
         parts = tuple(
@@ -335,19 +343,21 @@ def _query_tiles(problem: _Question, query: int, key: int, most: int) -> tuple[Q
             for trips, extent in ((problem.keys // key, key), (problem.keys % key > 0, problem.keys % key))
             if trips
         )
-        return tuple(QueryTiles(count, extent, parts) for count, extent in extents if count)
+        return TilesInOrder(tuple(QueryTiles(count, extent, parts) for count, extent in extents if count))
     ragged = problem.keys % key
     rows = _key_tiles_of(problem, query, key)
-    begin, end, period = _longest_growth(rows)
+    begin, end, period = _longest_growth(rows) if grows else (len(rows), len(rows), 1)
     if len(rows) - (end - begin) > most:
-        begin, end = len(rows), len(rows)
         rows = _merged(rows, most)
+        # Of tiles that are told apart no longer, one may visit no keys that all the others visit.
+        kinds = [_query_tiles_of(numbers, key, ragged) for numbers in rows.tolist()]
+        return TilesInOrder(tuple(tiles for tiles in kinds if tiles.trips), merged=True)
     alone = [_query_tiles_of(numbers, key, ragged) for numbers in (*rows[:begin].tolist(), *rows[end:].tolist())]
     if begin >= end:
-        return tuple(alone)
+        return TilesInOrder(tuple(alone))
     first = tuple(tuple(numbers) for numbers in rows[begin : begin + period].tolist())
     growth = int(rows[begin + period, _CLEAN] - rows[begin, _CLEAN])
-    return (*alone[:begin], GrowingTiles(first, end - begin, growth, key, ragged), *alone[begin:])
+    return TilesInOrder((*alone[:begin], GrowingTiles(first, end - begin, growth, key, ragged), *alone[begin:]))
 
 
 def _query_tiles_of(numbers: Sequence[int], key: int, ragged: int) -> QueryTiles:

@@ -27,6 +27,9 @@ from flatc.passes.mapping.legal_mapping import check_mapping
 from flatc.passes.mapping.live_footprint import beyond_strategies, granularity, live_elements
 from flatc.passes.mapping.search import Choice, Objective, find_mappings
 
+FEW_QUERY_TILES = 16
+"""So many kinds of query tiles are told apart to see whether it is worth to tell more apart."""
+
 
 class AttentionKind(KernelKind[AttentionProblem, Mapping]):
     """See `kind` for what the methods do, and the modules they call for how."""
@@ -108,7 +111,18 @@ class AttentionKind(KernelKind[AttentionProblem, Mapping]):
         return tight_form(problem, accelerator, mapping)
 
     @override
-    def least_cycles(self, problem: AttentionProblem, accelerator: Accelerator, mapping: Mapping) -> float:
+    def least_cycles(
+        self,
+        problem: AttentionProblem,
+        accelerator: Accelerator,
+        mapping: Mapping,
+        beyond: float = float("inf"),
+    ) -> float:
+        if mapping.softmax.rescaled_every > 1 and problem.mask is not None:
+            # Strips of different query tiles come again after long, so that walking through them takes long.
+            coarse = trip_cycles(problem, accelerator, mapping, FEW_QUERY_TILES, grows=False)
+            if coarse is None or coarse > beyond:
+                return coarse or 0.0
         return trip_cycles(problem, accelerator, mapping) or 0.0
 
     @override

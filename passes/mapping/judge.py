@@ -42,10 +42,11 @@ class Judge:
 
     Turns are taken: the mapping of most promise, and the one with the least closed form, times what the last one of its
     family turned out as. The first one is looked for among those that are nearly the best by closed form. In its turn a
-    mapping gets a tighter bound by `least`; where that is 0, for none is known, it is simulated at once. When the turns
-    are over, the mappings of the least bounds are simulated, until none may be better than the leader. No more than
-    `most` are simulated, and no more than `MOST_TURNS` have a turn; but where `most` is not below `FEW_ENOUGH`, so have
-    all that are left if they are as few, which proves that the leader is the best. `enough` may end it sooner.
+    mapping gets a tighter bound by `least`, which need not be tight where it lies beyond the latency of the best known;
+    where it is 0, for none is known, the mapping is simulated at once. When the turns are over, the mappings of the
+    least bounds are simulated, until none may be better than the leader. No more than `most` are simulated, and no more
+    than `MOST_TURNS` have a turn; but where `most` is not below `FEW_ENOUGH`, so have all that are left if they are as
+    few, which proves that the leader is the best. `enough` may end it sooner.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Judge:
         choices: Choices[KernelMapping],
         objective: Objective,
         cycles: Callable[[KernelMapping], float],
-        least: Callable[[KernelMapping], float] = lambda mapping: 0.0,
+        least: Callable[[KernelMapping, float], float] = lambda mapping, beyond: 0.0,
         most: int = MOST_SIMULATED,
         enough: Callable[[], bool] = lambda: False,
     ):
@@ -118,7 +119,9 @@ class Judge:
         if choice.mapping in self.tried:
             return
         self.tried[choice.mapping] = choice.ranking
-        least, priced = self.least(choice.mapping), latency_of(choice.ranking, self.objective)
+        priced = latency_of(choice.ranking, self.objective)
+        beyond = self._best_known()[0] if self.objective == "latency" else float("inf")
+        least = self.least(choice.mapping, beyond)
         if not least:
             self._simulate(choice)
             return

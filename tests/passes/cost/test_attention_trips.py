@@ -80,7 +80,7 @@ def test_most_query_tiles_of_a_long_triangle_are_passed_over(monkeypatch: pytest
     case = triangle(rng)
     problem = replace(case.problem, queries=1 << 14, keys=1 << 14)
     mapping = replace(case.mapping, tiles=replace(case.mapping.tiles, query=4, key=4))
-    (*_, tiles) = (part for part in query_tiles(problem, 4, 4) if isinstance(part, GrowingTiles))
+    (*_, tiles) = (part for part in query_tiles(problem, 4, 4).parts if isinstance(part, GrowingTiles))
     taken = 0
     alike = attention_trips._Walk._alike  # pyright: ignore[reportPrivateUsage]
 

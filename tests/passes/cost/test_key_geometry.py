@@ -256,7 +256,7 @@ def test_query_tiles_of_a_triangle_grow_evenly(rows: int, tile: int):
     """A query tile from `start` visits the key tiles up to its last row, and its first row sees whole ones of these."""
     tokens = 35 * rows
     found: list[QueryTiles] = []
-    parts = query_tiles(problem(tokens, tokens, Causal(0)), rows, tile)
+    parts = query_tiles(problem(tokens, tokens, Causal(0)), rows, tile).parts
     assert sum(isinstance(part, GrowingTiles) for part in parts) == 1
     for part in parts:
         found += part if isinstance(part, GrowingTiles) else [part]
@@ -269,7 +269,9 @@ def test_query_tiles_of_a_triangle_grow_evenly(rows: int, tile: int):
 
 def test_query_tiles_that_never_come_again_are_told_apart_only_so_far():
     """13 rows by 32 keys come again after 32 query tiles: eight in a row are taken to visit what the least does."""
-    parts = query_tiles(problem(13 * 1024, 13 * 1024, Causal(0)), 13, 32)
+    found = query_tiles(problem(13 * 1024, 13 * 1024, Causal(0)), 13, 32)
+    parts = found.parts
+    assert found.merged
     assert len(parts) <= 130
     assert sum(part.count for part in parts) == 1024
     exact = sum(-(-13 * (tile + 1) // 32) for tile in range(1024))
