@@ -247,7 +247,7 @@ class _Walk:
             mapping.softmax.rescaled_every,
         )
         self.steps, self.recurrence = pipeline.steps, Recurrence(pipeline)
-        self._has_loops = bool(pipeline.loops)
+        self._loops = tuple(pipeline.loops)
         self._begins = True
         # Where query tiles are taken to have less key tiles than they do, strips begin elsewhere: masks are left out.
         self._edge = 0 if self.strip_tiles > 1 and tiles.merged else EDGE
@@ -415,14 +415,14 @@ class _Walk:
         every = self._key_tiles(heads, rows, parts)
         changed = every if self.problem.score_ops else tuple(rounds for rounds in every if rounds.kind)
         ticks = self._of(_Tile(*heads, rows, 1, sum(part.trips * part.extent for part in parts)))
-        loops = {"fill": every, "change": changed, "measure": every, "scale": every, "use": every}
-        return Rounds(count, kind, ticks, tuple(loops.items()))
+        loops = tuple((loop, changed if loop == "change" else every) for loop in self._loops)
+        return Rounds(count, kind, ticks, loops)
 
     def _of(self, tile: _Tile) -> Ticks:
         """What steps take on a tile. Where trips have loops: those in loops, or, on whole rows, the others."""
         found = self._ticks.get(tile)
         if found is None:
-            inside = self._has_loops and not tile.strip
+            inside = bool(self._loops) and not tile.strip
             found = self._ticks[tile] = tuple(
                 self.prices.of(step.name, tile) if bool(step.loop) == inside else _NO_TIME for step in self.steps
             )
