@@ -44,8 +44,9 @@ FEWEST_IN_A_TRIP = 20
 WORTH_REMEMBERING = 4
 """So many rounds are worth looking up how they ended when they were met before."""
 
-PATIENCE = 16
-"""After so many rounds that do not, the least of their moves must do."""
+PATIENCE = 32
+"""After so many rounds that do not, the least of their moves must do. Pipelines of many stages and slots take some
+twenty rounds to fill."""
 
 
 @frozen

@@ -41,6 +41,7 @@ FEW = (
     ("bert_base S=4096", "edge", "flat-r"),
     ("llama3_8b_gqa S=2048", "edge", "auto"),
     ("causal & window(256) S=1024 T=1024", "edge", "online"),
+    ("deepseek_v3_mla decode", "fusemax", "auto"),
 )
 
 
