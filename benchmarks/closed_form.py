@@ -27,13 +27,13 @@ from flatc.passes.cost.closed_form import evaluate, tight_form
 from flatc.passes.cost.mapping_columns import Structure, mapping_at
 from flatc.passes.cost.shared_counts import SharedCounts
 from flatc.passes.kernels.problem import AttentionProblem
-from flatc.passes.mapping.map_space import columns, families, tiles
+from flatc.passes.mapping.map_space import Family, columns, families, tiles
 
 MILLION = 1_000_000
 
 
 def attention(tokens: int, *, causal: bool = False) -> AttentionProblem:
-    """BERT-base attention in bf16 wit. a softmax in f32."""
+    """BERT-base attention in bf16 with a softmax in f32."""
     mask = Causal(0) if causal else None
     stages = ("logit", *(["mask"] if causal else []), "softmax", "attend")
     sizes = {"batch": 64, "kv_heads": 12, "group": 1, "queries": tokens, "keys": tokens, "d_qk": 64, "d_v": 64}
@@ -43,11 +43,12 @@ def attention(tokens: int, *, causal: bool = False) -> AttentionProblem:
     )
 
 
-def structures(problem: AttentionProblem, accelerator: Accelerator, algorithm: str) -> list[Structure]:
-    """Everything about a mapping that is not a number, for one softmax algorithm."""
-    uses = list(product(accelerator.array.stationarities, repeat=2))
-    found = [f for f in families(problem, "auto") if f.algorithm == algorithm]
-    return [Structure(f.algorithm, f.divide, f.k_level, f.v_level, one, other) for f in found for one, other in uses]
+def structures(family: Family, accelerator: Accelerator) -> list[Structure]:
+    """Everything about mappings of a family that is not a number."""
+    uses = product(accelerator.array.stationarities, repeat=2)
+    return [
+        Structure(family.algorithm, family.divide, family.k_level, family.v_level, one, other) for one, other in uses
+    ]
 
 
 def twenty_times(work: Callable[[], object]) -> int:
@@ -63,7 +64,7 @@ def a_million_alone(problem: AttentionProblem, accelerator: Accelerator) -> int:
     column = columns(tiles(problem, accelerator, "auto"), family)
     priced = 0
     while priced < MILLION:
-        for structure in structures(problem, accelerator, family.algorithm):
+        for structure in structures(family, accelerator):
             evaluate(problem, accelerator, structure, column)
             priced += column.size
     return priced
@@ -77,7 +78,7 @@ def a_million_in_a_space(problem: AttentionProblem, accelerator: Accelerator) ->
     while priced < MILLION:
         for family in families(problem, "auto"):
             column = columns(space, family)
-            for structure in structures(problem, accelerator, family.algorithm):
+            for structure in structures(family, accelerator):
                 peak = peak_buffer_bytes(problem, structure, column, shared.geometry)
                 evaluate(problem, accelerator, structure, column, shared.counts(structure), peak)
                 priced += column.size
@@ -110,7 +111,7 @@ def main(rounds: int = 3) -> None:
         for name in ("edge", "cloud"):
             machine = load(name)
             (family, *_) = families(problem, "auto")
-            (structure, *_) = structures(problem, machine, family.algorithm)
+            (structure, *_) = structures(family, machine)
             column = columns(tiles(problem, machine, "auto"), family)
             mapping = mapping_at(problem, structure, column, column.size // 2)
 
