@@ -1,6 +1,6 @@
 """Attention as a recurrence: the steps of its pipeline, what waits for what, and what each takes on a tile.
 
-    trip_cycles(problem, accelerator, mapping)        # a lower bound of the latency, close to it; None if not covered
+    walk(problem, accelerator, mapping)        # Walked(a lower bound of the latency, close to it); None if not covered
 
 `attention_steps` says what the steps are. Here is what each takes, and how the nest goes: tiles of heads, query tiles,
 key tiles, alike ones in a row as rounds that `recurrence` walks through few of.
@@ -42,15 +42,29 @@ from flatc.passes.kernels.problem import AttentionProblem
 from flatc.passes.kernels.score_ops import Operand, operand_level
 
 
-def trip_cycles(
+@frozen
+class Walked:
+    """Cycles that a kernel takes at the least; `evenly` if all that was passed over moves on by just that."""
+
+    cycles: float
+    evenly: bool
+
+
+def trip_cycles(problem: AttentionProblem, accelerator: Accelerator, mapping: Mapping) -> float | None:
+    """Cycles that a kernel takes at the least; None where its nest is not covered (see `walk`)."""
+    walked = walk(problem, accelerator, mapping)
+    return None if walked is None else walked.cycles
+
+
+def walk(
     problem: AttentionProblem,
     accelerator: Accelerator,
     mapping: Mapping,
     most_query_tiles: int = MOST_QUERY_TILES,
     *,
     grows: bool = True,
-) -> float | None:
-    """Cycles that a kernel takes at the least; None where its nest is not covered.
+) -> Walked | None:
+    """A walk through a kernel; None where its nest is not covered.
 
     The fewer kinds of query tiles are told apart, the sooner it is done, and the farther from the simulation it may be;
     so it may if those that grow evenly are not told apart (`grows`).
@@ -64,7 +78,8 @@ def trip_cycles(
         return None
     prices, pipeline = _Prices(problem, accelerator, mapping), attention_pipeline(problem, accelerator, mapping)
     tiles = query_tiles(problem, mapping.tiles.query, mapping.tiles.key, most_query_tiles, grows=grows)
-    return _Walk(problem, mapping, pipeline, prices, tiles).cycles()
+    walker = _Walk(problem, mapping, pipeline, prices, tiles)
+    return Walked(walker.cycles(), walker.recurrence.evenly and not tiles.merged)
 
 
 # --- Prices -----------------------------------------------------------------------------------------------

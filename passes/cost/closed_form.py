@@ -27,7 +27,7 @@ from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.frozen import frozen
 from flatc.dialects.mapping import Mapping
 from flatc.passes.cost.arrays import largest
-from flatc.passes.cost.attention_trips import trip_cycles
+from flatc.passes.cost.attention_trips import walk
 from flatc.passes.cost.buffer_room import peak_buffer_bytes
 from flatc.passes.cost.key_geometry import key_geometry
 from flatc.passes.cost.least_times import least_times
@@ -123,14 +123,15 @@ def tight_form(problem: AttentionProblem, accelerator: Accelerator, mapping: Map
     geometry = key_geometry(problem, numbers.query, numbers.key, numbers.rescaled_every)
     counts = count_all(problem, accelerator, structure, numbers, geometry)
     peak_bytes = peak_buffer_bytes(problem, structure, numbers, geometry)
-    walked = trip_cycles(problem, accelerator, mapping)
-    if walked is None:
-        form = evaluate(problem, accelerator, structure, numbers, counts, peak_bytes)
-    else:
-        # All that a search compares is in the walk as well.
+    walked = walk(problem, accelerator, mapping)
+    if walked is not None and walked.evenly:
+        # All that a search compares is in the walk as well, where it lost nothing.
         prices = TransferPrices(accelerator, problem.on_chip)
-        busy = busy_cycles(prices, counts)
-        form = _form(prices, counts, busy, peak_bytes, max(walked, *busy.values()))
+        form = _form(prices, counts, busy_cycles(prices, counts), peak_bytes, walked.cycles)
+    else:
+        form = evaluate(problem, accelerator, structure, numbers, counts, peak_bytes)
+        if walked is not None:
+            form = replace(form, latency_cycles=max(form.latency_cycles, walked.cycles))
     return ClosedForm(
         latency_cycles=_column(form.latency_cycles),
         busy_cycles={name: _column(cycles) for name, cycles in form.busy_cycles.items()},

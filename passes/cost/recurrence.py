@@ -108,6 +108,8 @@ class Recurrence:
         self._window, self._kinds = (_IDLE,) * stages, (NOTHING,) * stages
         self._places: tuple[Place, ...] = (tuple(self._numbers),) * stages
         self._endings: dict[Hashable, _Ending] = {}
+        self.evenly = True
+        """Whether all times moved on by the same wherever rounds were passed over, so that nothing was lost."""
 
     # --- Trips ----------------------------------------------------------------------------------------------
 
@@ -294,6 +296,7 @@ class Recurrence:
                 scope.forget_results(self._times)
                 history.clear()
             elif period:
+                self.evenly &= not forgot and now.ahead == history[-period].ahead
                 return taken, period, move
             else:
                 history.append(now)

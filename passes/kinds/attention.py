@@ -17,7 +17,7 @@ from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.flat import FusedOp
 from flatc.dialects.mapping import Mapping
 from flatc.dialects.spatial import KernelOp
-from flatc.passes.cost.attention_trips import trip_cycles
+from flatc.passes.cost.attention_trips import trip_cycles, walk
 from flatc.passes.cost.closed_form import ClosedForm, tight_form
 from flatc.passes.kernels.kernel_schedule import ElementTypes, KernelSchedule, Tensors
 from flatc.passes.kernels.problem import AttentionProblem, Kernel, match_kernel
@@ -120,9 +120,9 @@ class AttentionKind(KernelKind[AttentionProblem, Mapping]):
     ) -> float:
         if mapping.softmax.rescaled_every > 1 and problem.mask is not None:
             # Strips of different query tiles come again after long, so that walking through them takes long.
-            coarse = trip_cycles(problem, accelerator, mapping, FEW_QUERY_TILES, grows=False)
-            if coarse is None or coarse > beyond:
-                return coarse or 0.0
+            coarse = walk(problem, accelerator, mapping, FEW_QUERY_TILES, grows=False)
+            if coarse is None or coarse.cycles > beyond:
+                return 0.0 if coarse is None else coarse.cycles
         return trip_cycles(problem, accelerator, mapping) or 0.0
 
     @override

@@ -8,6 +8,7 @@ import pytest
 
 from flatc.accelerators import load
 from flatc.dialects.mapping import ArrayUse, Keep, Mapping, Softmax, Stages, Tiles
+from flatc.passes.cost.attention_trips import walk
 from flatc.passes.cost.closed_form import evaluate_mapping, tight_form
 from flatc.passes.cost.primitive_costs import Work
 from flatc.passes.kernels.schedule_problem import kernel_attention
@@ -76,3 +77,15 @@ def test_numbers_are_priced_as_columns_are(seed: int):
     assert only(alone.energy_pj) == only(column.energy_pj)
     assert only(alone.peak_buffer_bytes) == only(column.peak_buffer_bytes)
     assert only(alone.latency_cycles) >= only(column.latency_cycles)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_where_a_walk_lost_nothing_no_bound_of_the_search_is_above_it(seed: int):
+    """The closed form of one mapping asks for these bounds only where the walk did lose something."""
+    case = any_case(seed)
+    walked = walk(case.problem, case.accelerator, case.mapping)
+    searched = float(evaluate_mapping(case.problem, case.accelerator, case.mapping).latency_cycles[0])
+    tight = float(tight_form(case.problem, case.accelerator, case.mapping).latency_cycles[0])
+    assert tight >= searched * (1 - 1e-12)
+    if walked is not None and walked.evenly:
+        assert tight == walked.cycles
