@@ -16,16 +16,6 @@ from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.frozen import frozen
 from flatc.dialects.mapping import Mapping
 from flatc.passes.cost.attention_steps import attention_pipeline, divides
-from flatc.passes.cost.key_geometry import (
-    MOST_QUERY_TILES,
-    GrowingTiles,
-    KeyTiles,
-    QueryTiles,
-    TilesInOrder,
-    every_row_sees_keys,
-    query_tiles,
-    strips_of,
-)
 from flatc.passes.cost.primitive_costs import (
     VECTOR_WORK,
     MatmulTile,
@@ -34,9 +24,19 @@ from flatc.passes.cost.primitive_costs import (
     ceil_divide,
     pe_cycles,
 )
+from flatc.passes.cost.query_tiles import (
+    MOST_QUERY_TILES,
+    GrowingTiles,
+    KeyTiles,
+    QueryTiles,
+    TilesInOrder,
+    query_tiles,
+    strips_of,
+)
 from flatc.passes.cost.recurrence import Recurrence, Rounds, Saved
 from flatc.passes.cost.tick_prices import TickPrices, Times
 from flatc.passes.cost.trip_steps import EDGE, FIRST, HEAD, HEADS, KEY, QUERY, STRIP, Pipeline, Ticks
+from flatc.passes.cost.visited_keys import every_row_sees_keys
 from flatc.passes.kernels.keyed_storage import PAGE_BYTES
 from flatc.passes.kernels.problem import AttentionProblem
 from flatc.passes.kernels.score_ops import Operand, operand_level

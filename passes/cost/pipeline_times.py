@@ -15,11 +15,11 @@ from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.frozen import frozen
 from flatc.passes.cost.arrays import larger, occurs, smaller
 from flatc.passes.cost.attention_pipeline import SELDOM, PipelineShape, pipeline_cycles, pipeline_steps
-from flatc.passes.cost.key_geometry import every_row_sees_keys
 from flatc.passes.cost.mapping_columns import Columns, Structure
 from flatc.passes.cost.primitive_costs import ceil_divide
 from flatc.passes.cost.tile_counts import Counts
 from flatc.passes.cost.transfer_prices import TransferPrices
+from flatc.passes.cost.visited_keys import every_row_sees_keys
 from flatc.passes.kernels.problem import AttentionProblem
 
 

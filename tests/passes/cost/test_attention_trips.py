@@ -14,7 +14,7 @@ from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.flat import MappingAttr
 from flatc.passes.cost import attention_trips
 from flatc.passes.cost.attention_trips import trip_cycles, walk
-from flatc.passes.cost.key_geometry import GrowingTiles, query_tiles
+from flatc.passes.cost.query_tiles import GrowingTiles, query_tiles
 from flatc.passes.kernels.problem import match_kernel
 from flatc.passes.simulation.simulator import simulate_kernel
 from tests.support import Case, Shape, any_case, attention, fused, lower_mapped, random_mapping
