@@ -28,6 +28,7 @@ from flatc.passes.cost.closed_form import evaluate_mapping
 from flatc.passes.kernels.problem import match_kernel
 from flatc.passes.kinds.attention import ATTENTION
 from flatc.passes.lower_to_spatial import LowerToSpatialPass
+from flatc.passes.mapping.judge import CLOSE_ENOUGH
 from flatc.passes.mapping.mapping_text import format_mappings
 from flatc.passes.mapping.search import OBJECTIVES, STRATEGIES
 from flatc.passes.tile_attention import KernelSearch, TileAttentionPass, tile_module
@@ -91,13 +92,13 @@ def test_the_result_reads_back_from_its_text():
 
 @pytest.mark.parametrize("mask", [None, causal()], ids=["full", "causal"])
 def test_auto_is_not_slower_than_what_it_includes(mask: MaskExpr | None):
-    """The mappings of both are among its own."""
+    """The mappings of both are among its own; a thousandth is given for less energy."""
     (kernel,) = kernels_in(fused_module(mask=mask))
     latencies = {
         strategy: KernelSearch(load("edge"), strategy, "latency").simulated(kernel)[0]
         for strategy in ("auto", "flat", "online")
     }
-    assert min(latencies.values()) == latencies["auto"]
+    assert latencies["auto"] <= min(latencies.values()) * CLOSE_ENOUGH
 
 
 # --- Numbers ------------------------------------------------------------------------------------------

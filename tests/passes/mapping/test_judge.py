@@ -64,3 +64,22 @@ def test_a_few_candidates_are_never_left_open():
     """But for those that cannot be better by a thousandth."""
     assert all(simulated_best(seed, MOST_SIMULATED)[0].gain < CLOSE_ENOUGH - 1 for seed in range(20))
     assert any(simulated_best(seed, 200)[0].open for seed in range(20))
+
+
+@pytest.mark.parametrize(("slower", "settles"), [(1.0005, True), (1.002, False)])
+def test_less_energy_is_worth_a_thousandth_of_the_latency(slower: float, settles: bool):
+    """The frugal mapping is a little slower than the fast one, and takes half the energy."""
+    fast, frugal = (replace(MAPPING, interleave=i + 1) for i in range(2))
+    cycles: dict[KernelMapping, float] = {fast: 1000.0, frugal: 1000.0 * slower}
+    energy = {fast: 2.0, frugal: 1.0}
+    found: list[Choice[KernelMapping]] = [
+        Choice(one, "online", 2, 2, (990.0, energy[one], 990.0 * energy[one], 1.0), kin=i)
+        for i, one in enumerate((fast, frugal))
+    ]
+    choices = Choices(found)
+    choices.complete = True
+    ranking, choice = Judge(
+        choices, "latency", lambda one: cycles[one], least=lambda one, beyond: cycles[one] * 0.9999
+    ).best()
+    assert choice.mapping == (frugal if settles else fast)
+    assert ranking[0] == cycles[choice.mapping]
