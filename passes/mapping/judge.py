@@ -68,14 +68,13 @@ class Judge:
         """Those that have a tighter bound and were not simulated."""
         self.seen: list[Candidate] = []
         """Those that were simulated."""
-        self.simulated = 0
         self.leader: Candidate | None = None
 
     def best(self) -> Candidate:
         """The best of what was simulated, as the simulator ranks it; `Choice.open` says how many may be better."""
         self._turn(self._first())
         self._take_turns()
-        while self._simulate_the_first():
+        while self._goes_on() and self._simulate_the_first():
             self._take_turns()
         self._finish_a_few()
         self._settle_for_less()
@@ -83,8 +82,8 @@ class Judge:
         ranking, leader = self.leader
         total, rivals = self._rivals(ranking)
         others = [one.ranking for one in rivals if one.make().mapping not in self.tried]
-        walked = [one for one, _ in self.walked if one < ranking]
-        least = min([ranking, *others, *walked])[0]
+        faster = [one for one, _ in (*self.walked, *self.seen) if one < ranking]
+        least = min([ranking, *others, *faster])[0]
         first = self.choices[0]
         return ranking, replace(
             leader,
@@ -93,9 +92,14 @@ class Judge:
             dominated=first.dominated,
             priced=first.priced,
             simulated=self.simulated,
-            open=max(total, 0) + len(walked) if self.choices.complete else None,
+            open=max(total, 0) + len(faster) if self.choices.complete else None,
             gain=1 - least / ranking[0] if ranking[0] else 0.0,
         )
+
+    @property
+    def simulated(self) -> int:
+        """How many were simulated so far."""
+        return len(self.seen)
 
     # --- Turns ----------------------------------------------------------------------------------------------
 
@@ -106,11 +110,15 @@ class Judge:
         _, rivals = self.choices.before(slower, 1)
         return min(rivals, key=_promise).make() if rivals else best
 
+    def _goes_on(self) -> bool:
+        """Whether more may be simulated; one has to be."""
+        return self.leader is None or (self.simulated < self.most and not self.enough())
+
     def _take_turns(self) -> None:
         """Turns of those that may be better than the best known, as long as there is room."""
         _, pool = self._rivals(self._best_known())
         best = None
-        while self.simulated < self.most and len(self.tried) < MOST_TURNS and not self.enough():
+        while self._goes_on() and len(self.tried) < MOST_TURNS:
             if best != self._best_known():
                 best = self._best_known()
                 pool = self._worthwhile(pool, best)
@@ -143,7 +151,6 @@ class Judge:
     def _simulate(self, choice: Choice[KernelMapping]) -> Candidate:
         """Simulates a mapping, which may be the new leader."""
         cycles = self.cycles(choice.mapping)
-        self.simulated += 1
         priced = latency_of(choice.ranking, self.objective)
         self.factors[choice.kin] = cycles / priced if priced else 1.0
         found = with_latency(choice.ranking, self.objective, cycles), choice
@@ -153,10 +160,8 @@ class Judge:
 
     def _simulate_the_first(self) -> bool:
         """Simulates the best of those that were walked through, if it may be better than the leader by enough."""
-        if not self.walked or (self.leader is not None and (self.simulated >= self.most or self.enough())):
-            return False
-        found = min(self.walked, key=_of_candidate)
-        if self.leader is not None and not self._times(found[0], CLOSE_ENOUGH) < self.leader[0]:
+        found = min(self.walked, key=_of_candidate, default=None)
+        if found is None or (self.leader is not None and not self._times(found[0], CLOSE_ENOUGH) < self.leader[0]):
             return False
         self.walked.remove(found)
         self._simulate(found[1])
@@ -172,12 +177,8 @@ class Judge:
             if self.enough():
                 return
             self._turn(rival.make())
-        while self.walked and not self.enough():
-            found = min(self.walked, key=_of_candidate)
-            if not self._times(found[0], CLOSE_ENOUGH) < self.leader[0]:
-                return
-            self.walked.remove(found)
-            self._simulate(found[1])
+        while not self.enough() and self._simulate_the_first():
+            pass
 
     def _settle_for_less(self) -> None:
         """Where latency counts, the one that costs least of those about as fast as the leader takes its place."""

@@ -83,3 +83,4 @@ def test_less_energy_is_worth_a_thousandth_of_the_latency(slower: float, settles
     ).best()
     assert choice.mapping == (frugal if settles else fast)
     assert ranking[0] == cycles[choice.mapping]
+    assert (choice.open, choice.gain > 0) == ((1, True) if settles else (0, False))
