@@ -79,7 +79,7 @@ def a_million_in_a_space(problem: AttentionProblem, accelerator: Accelerator) ->
         for family in families(problem, "auto"):
             column = columns(space, family)
             for structure in structures(family, accelerator):
-                peak = peak_buffer_bytes(problem, structure, column, shared.geometry)
+                peak = peak_buffer_bytes(problem, structure, column, shared.geometry.width)
                 evaluate(problem, accelerator, structure, column, shared.counts(structure), peak)
                 priced += column.size
     return priced

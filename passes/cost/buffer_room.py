@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from flatc.dialects.accelerator import Array
-from flatc.passes.cost.arrays import smaller
-from flatc.passes.cost.key_geometry import KeyGeometry
+from flatc.passes.cost.arrays import Ints, smaller
 from flatc.passes.cost.mapping_columns import Columns, Structure
 from flatc.passes.cost.score_costs import ScoreCosts
 from flatc.passes.kernels.keyed_storage import PAGE_BYTES
 from flatc.passes.kernels.problem import AttentionProblem
 
 
-def peak_buffer_bytes(problem: AttentionProblem, structure: Structure, columns: Columns, geometry: KeyGeometry) -> Any:
-    """Bytes of all buffers, as `lower-to-spatial` will declare them."""
+def peak_buffer_bytes(problem: AttentionProblem, structure: Structure, columns: Columns, widest: Ints) -> Any:
+    """Bytes of all buffers, as `lower-to-spatial` will declare them; `widest` are the keys of the longest rows."""
     p, c, s = problem, columns, structure
     heads = c.batch * c.kv_head
     rows = heads * c.group * c.query
@@ -32,9 +31,9 @@ def peak_buffer_bytes(problem: AttentionProblem, structure: Structure, columns: 
     total = total + c.k_slots * c.batch * p.pages * PAGE_BYTES
     scores = rows if online else block
     if not s.held:
-        width = geometry.width if s.algorithm == "rows" else c.key
+        width = widest if s.algorithm == "rows" else c.key
         if s.in_strips:
-            width = smaller(c.key * c.rescaled_every, geometry.width)
+            width = smaller(c.key * c.rescaled_every, widest)
         element = p.score_bytes * passes + (p.probability_bytes if p.converts_probabilities else 0)
         total = total + c.score_slots * scores * width * element
     if p.has("softmax"):

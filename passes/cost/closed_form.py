@@ -78,7 +78,7 @@ def evaluate(
     if counts is None or peak_bytes is None:
         geometry = key_geometry(problem, columns.query, columns.key, columns.rescaled_every)
         counts = count_all(problem, accelerator, structure, columns, geometry)
-        peak_bytes = peak_buffer_bytes(problem, structure, columns, geometry)
+        peak_bytes = peak_buffer_bytes(problem, structure, columns, geometry.width)
     prices = TransferPrices(accelerator, problem.on_chip)
     busy = busy_cycles(prices, counts)
     times = least_times(Case(problem, accelerator, structure, columns, counts), busy)
@@ -122,7 +122,7 @@ def tight_form(problem: AttentionProblem, accelerator: Accelerator, mapping: Map
     structure, numbers = structure_of(mapping), numbers_of(mapping)
     geometry = key_geometry(problem, numbers.query, numbers.key, numbers.rescaled_every)
     counts = count_all(problem, accelerator, structure, numbers, geometry)
-    peak_bytes = peak_buffer_bytes(problem, structure, numbers, geometry)
+    peak_bytes = peak_buffer_bytes(problem, structure, numbers, geometry.width)
     walked = walk(problem, accelerator, mapping)
     if walked is not None and walked.evenly:
         # All that a search compares is in the walk as well, where it lost nothing.

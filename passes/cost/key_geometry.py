@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from flatc.dialects.frozen import frozen
 from flatc.passes.cost.arrays import Ints
-from flatc.passes.cost.visited_keys import Sight, bounds_of, clean_trips, trips_of
+from flatc.passes.cost.visited_keys import Sight, bounds_of, clean_trips, sight_of, trips_of
 from flatc.passes.kernels.live_keys import LiveKeys
 from flatc.passes.kernels.problem import AttentionProblem
 
@@ -83,8 +83,7 @@ def _masked(
 ) -> KeyGeometry:
     import numpy as np
 
-    # Only these facts of the problem matter, so that kernels and strategies share what was counted.
-    question = Sight(problem.mask, problem.skips_hidden, problem.queries, problem.keys)
+    question = sight_of(problem)
     query, key, every = tiles
     if isinstance(query, int):  # numbers, not columns
         rows, width, strip_tiles = cast("tuple[int, int, int]", tiles)
@@ -98,6 +97,55 @@ def _masked(
         kinds = here[first]
         counts[here] = _count(question, int(rows), tuple(key[kinds].tolist()), tuple(every[kinds].tolist()))[inverse]
     return _of_counts(problem, counts.T, q_counts, q_extents, k_extents)
+
+
+def widest_rows(problem: AttentionProblem, query: Ints, key: Ints) -> Ints:
+    """Keys of the longest row that tiles of `query` rows by `key` keys visit, in a column: `KeyGeometry.width` alone.
+
+    It decides what fits on chip, and is found much sooner than all the counts.
+    """
+    import numpy as np
+
+    if problem.mask is None or not problem.skips_hidden:
+        return query * 0 + problem.keys
+    question = sight_of(problem)
+    width = np.empty(len(query), dtype=np.int64)
+    for rows in np.unique(query):
+        here = np.flatnonzero(query == rows)
+        kinds, inverse = np.unique(key[here], return_inverse=True)
+        width[here] = _widest(question, int(rows), tuple(kinds.tolist()))[inverse]
+    return width
+
+
+@lru_cache(maxsize=1 << 12)
+def _widest(problem: Sight, rows: int, tiles: tuple[int, ...]) -> Ints:
+    """The longest row of one height of query tiles, for each width of key tiles."""
+    import numpy as np
+
+    live, _ = bounds_of(problem)
+    tile, at = np.array(tiles, dtype=np.int64), _query_tiles(problem, rows)
+    if live.gap is None:
+        # A query tile that visits nothing that the next one does not visit is no longer than that one.
+        lower, upper = ((at["start"] * 0 + bound.evaluate(at))[:, 0] for bound in (live.lower, live.upper))
+        longer = np.flatnonzero((lower[1:] > lower[:-1]) | (upper[1:] < upper[:-1]))
+        at = {name: place[[*longer, -1]] for name, place in at.items()}
+    lower, upper = trips_of(live, at, tile)
+    return np.maximum(_strip_keys(problem, tile, lower, upper).max(axis=0), 1)
+
+
+def _query_tiles(problem: Sight, rows: int) -> dict[str, Ints]:
+    """The first and last row of each query tile, downwards."""
+    import numpy as np
+
+    start = np.arange(0, problem.queries, rows, dtype=np.int64)[:, None]
+    return {"start": start, "last": np.minimum(start + rows, problem.queries) - 1}
+
+
+def _strip_keys(problem: Sight, tile: Ints, lower: Ints, upper: Ints) -> Ints:
+    """How many keys there are in trips from `lower` to `upper`."""
+    import numpy as np
+
+    return np.where(upper > lower, np.minimum(upper * tile, problem.keys) - lower * tile, 0)
 
 
 def _of_counts(
@@ -134,14 +182,11 @@ def _count(problem: Sight, rows: int, tiles: tuple[int, ...], every: tuple[int, 
 
     live, edge = bounds_of(problem)
     # Query tiles go down, widths of key tiles across.
-    tile = np.array(tiles, dtype=np.int64)
-    start = np.arange(0, problem.queries, rows, dtype=np.int64)[:, None]
-    last = np.minimum(start + rows, problem.queries) - 1
-    at = {"start": start, "last": last}
+    tile, at = np.array(tiles, dtype=np.int64), _query_tiles(problem, rows)
     lower, upper = trips_of(live, at, tile)
     trips = np.maximum(upper - lower, 0)
     last_is_ragged = (trips > 0) & (upper == -(-problem.keys // tile)) & (problem.keys % tile > 0)
-    strip = np.where(trips > 0, np.minimum(upper * tile, problem.keys) - lower * tile, 0)
+    strip = _strip_keys(problem, tile, lower, upper)
     masked, masked_ragged = _edges(problem, edge, at, lower, upper, tile, last_is_ragged)
     strips = -(-trips // np.array(every, dtype=np.int64))
     table = [trips - last_is_ragged, last_is_ragged, masked - masked_ragged, masked_ragged, trips > 0, strip, strips]

@@ -25,6 +25,11 @@ class Sight:
     keys: int
 
 
+def sight_of(problem: AttentionProblem) -> Sight:
+    """Only these facts of a problem matter, so that kernels and strategies share what was counted."""
+    return Sight(problem.mask, problem.skips_hidden, problem.queries, problem.keys)
+
+
 @lru_cache(maxsize=64)
 def bounds_of(problem: Sight) -> tuple[LiveKeys, LiveKeys]:
     """The keys that are visited, and the keys that are visible."""
@@ -36,7 +41,7 @@ def every_row_sees_keys(problem: AttentionProblem) -> bool:
     """Whether each query row visits keys, so that no query tile of any size is without a key tile."""
     if problem.mask is None or not problem.skips_hidden:
         return True
-    return _every_row_sees_keys(Sight(problem.mask, problem.skips_hidden, problem.queries, problem.keys))
+    return _every_row_sees_keys(sight_of(problem))
 
 
 @lru_cache(maxsize=64)

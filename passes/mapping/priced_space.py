@@ -27,7 +27,7 @@ from flatc.passes.cost.arrays import Ints
 from flatc.passes.cost.buffer_room import peak_buffer_bytes, register_bytes_per_pe
 from flatc.passes.cost.closed_form import ClosedForm, evaluate
 from flatc.passes.cost.expected_time import expected_cycles
-from flatc.passes.cost.key_geometry import KeyGeometry, key_geometry
+from flatc.passes.cost.key_geometry import widest_rows
 from flatc.passes.cost.least_times import Case
 from flatc.passes.cost.mapping_columns import Columns, mapping_at
 from flatc.passes.cost.primitive_costs import ceil_divide
@@ -92,8 +92,8 @@ class PricedSpace:
     def _rooms(self, every: Columns, families: Iterable[Family]) -> list[Room]:
         """What the tiles take on chip in each family."""
         problem, accelerator = self.problem, self.accelerator
-        geometry = key_geometry(problem, every.query, every.key, every.rescaled_every)
-        return [Room.of(problem, accelerator, family, every, geometry) for family in families]
+        widest = widest_rows(problem, every.query, every.key)
+        return [Room.of(problem, accelerator, family, every, widest) for family in families]
 
     def _with_kin(self, every: Columns, chosen: Ints) -> Ints:
         """Which tiles are counted, to judge the chosen ones."""
@@ -120,11 +120,11 @@ class Room:
         accelerator: Accelerator,
         family: Family,
         tiles: Columns,
-        geometry: KeyGeometry,
+        widest: Ints,
     ) -> Room:
-        """The room that tiles take."""
+        """The room that tiles take, given the keys of their longest rows."""
         structure, column = structure_of_family(family), columns(tiles, family)
-        peak = peak_buffer_bytes(problem, structure, column, geometry)
+        peak = peak_buffer_bytes(problem, structure, column, widest)
         fits = peak <= accelerator.buffer.capacity_bytes
         if family.held and (room := accelerator.registers.bytes_per_pe):
             fits &= register_bytes_per_pe(problem, structure, column, accelerator.array) <= room

@@ -33,7 +33,7 @@ from flatc.dialects.accelerator import Accelerator
 from flatc.passes.cost.arrays import Ints
 from flatc.passes.cost.buffer_room import peak_buffer_bytes
 from flatc.passes.cost.closed_form import busy_cycles
-from flatc.passes.cost.key_geometry import key_geometry
+from flatc.passes.cost.key_geometry import widest_rows
 from flatc.passes.cost.mapping_columns import Columns
 from flatc.passes.cost.transfer_prices import TransferPrices
 from flatc.passes.kernels.problem import AttentionProblem
@@ -79,19 +79,19 @@ class StripSpace(PricedSpace):
     def _rooms(self, every: Columns, families: Iterable[Family]) -> list[Room]:
         """By the first rule: those that fit, and do not fit in one piece."""
         problem, one = self.problem, every.batch * 0 + 1
-        geometry = in_one = key_geometry(problem, every.query, every.key, every.rescaled_every)
+        widest = in_one = widest_rows(problem, every.query, every.key)
         piece, algorithm = replace(every, rescaled_every=one), "rows"
         if not self._skips:
             piece, algorithm = replace(piece, key=every.key * every.rescaled_every), "online"
-            in_one = key_geometry(problem, piece.query, piece.key, one)
+            in_one = widest_rows(problem, piece.query, piece.key)
         found: list[Room] = []
         for family in families:
-            room = Room.of(problem, self.accelerator, family, every, geometry)
+            room = Room.of(problem, self.accelerator, family, every, widest)
             structure = replace(structure_of_family(family), algorithm=algorithm, in_strips=False)
             whole = peak_buffer_bytes(problem, structure, columns(piece, family), in_one)
             fits = room.fits & (every.rescaled_every > 1) & (whole > self.accelerator.buffer.capacity_bytes)
             if self._skips:
-                fits &= geometry.width >= FEWEST_STRIPS * every.key * every.rescaled_every
+                fits &= widest >= FEWEST_STRIPS * every.key * every.rescaled_every
                 fits &= every.rescaled_every <= MOST_UNEVEN_TILES
             found.append(replace(room, fits=fits))
         return found

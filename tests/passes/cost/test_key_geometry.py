@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from flatc.dialects.masks import Causal, Chunk, FirstN, Mask, Prefix, Window, allows
-from flatc.passes.cost.key_geometry import KeyGeometry, key_geometry
+from flatc.passes.cost.key_geometry import KeyGeometry, key_geometry, widest_rows
 from flatc.passes.cost.visited_keys import every_row_sees_keys
 from flatc.passes.kernels.problem import AttentionProblem
 
@@ -158,6 +158,14 @@ def test_the_gap_between_two_ranges_of_keys_is_not_visited(case: tuple[int, int,
     visits, edges = sum(pairs(found.visits).values()), sum(pairs(found.edges).values())
     assert expected.live <= visits <= expected.live + 2 * -(-queries // rows)
     assert visits - wholly_visible(queries, keys, mask, rows, tile) <= edges <= visits
+
+
+@settings(max_examples=200)
+@given(st.booleans().flatmap(lambda sinks: cases(sinks=sinks)), st.lists(st.tuples(extents, extents), min_size=1))
+def test_the_longest_rows_need_no_other_counts(case: tuple[int, int, Mask], tiles: list[tuple[int, int]]):
+    asked = problem(*case)
+    rows, keys = np.array(tiles).T
+    assert widest_rows(asked, rows, keys).tolist() == key_geometry(asked, rows, keys, rows * 0 + 1).width.tolist()
 
 
 def test_the_first_keys_and_a_window_by_hand():

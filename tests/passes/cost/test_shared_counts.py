@@ -28,7 +28,7 @@ def test_shared_counts_are_those_of_each_mapping_alone():
             places = (family.k_level, family.v_level, *uses)
             structure = Structure(family.algorithm, family.divide, *places, **vars(family.placement))
             column = columns(space, family)
-            peak = peak_buffer_bytes(problem, structure, column, shared.geometry)
+            peak = peak_buffer_bytes(problem, structure, column, shared.geometry.width)
             together = evaluate(problem, accelerator, structure, column, shared.counts(structure), peak)
             for i in random.Random(1).sample(range(space.size), 5):
                 alone = evaluate_mapping(problem, accelerator, mapping_at(problem, structure, column, i))
