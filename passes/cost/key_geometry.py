@@ -127,8 +127,8 @@ def _widest(problem: Sight, rows: int, tiles: tuple[int, ...]) -> Ints:
     if live.gap is None:
         # A query tile that visits nothing that the next one does not visit is no longer than that one.
         lower, upper = ((at["start"] * 0 + bound.evaluate(at))[:, 0] for bound in (live.lower, live.upper))
-        longer = np.flatnonzero((lower[1:] > lower[:-1]) | (upper[1:] < upper[:-1]))
-        at = {name: place[[*longer, -1]] for name, place in at.items()}
+        longer = np.append(np.flatnonzero((lower[1:] > lower[:-1]) | (upper[1:] < upper[:-1])), len(lower) - 1)
+        at = {name: place[longer] for name, place in at.items()}
     lower, upper = trips_of(live, at, tile)
     return np.maximum(_strip_keys(problem, tile, lower, upper).max(axis=0), 1)
 
