@@ -33,7 +33,7 @@ from flatc.passes.cost.query_tiles import (
     query_tiles,
     strips_of,
 )
-from flatc.passes.cost.recurrence import Recurrence, Rounds, Saved
+from flatc.passes.cost.recurrence import Recurrence, Rounds, Saved, Work
 from flatc.passes.cost.tick_prices import TickPrices, Times
 from flatc.passes.cost.trip_steps import EDGE, FIRST, HEAD, HEADS, KEY, QUERY, STRIP, Pipeline, Ticks
 from flatc.passes.cost.visited_keys import every_row_sees_keys
@@ -138,6 +138,10 @@ class _Prices(TickPrices):
             case _:
                 return self._softmax(name, tile)
 
+    def depends_on_width(self, step: str) -> bool:
+        """Whether a step outside of loops takes longer on wider strips or rows."""
+        return step in ("X", "Y", "F") and self.mapping.softmax.algorithm != "streamed"
+
     # --- Transfers ------------------------------------------------------------------------------------------
 
     def _keyed(self, name: str, tile: _Tile, keys: int) -> Times:
@@ -235,6 +239,9 @@ _Body = Callable[[int], None]
 _Heads = tuple[int, int, int]
 """Sequences, kv heads and query heads of each in a tile."""
 
+_Rows = tuple[_Heads, int]
+"""A tile of heads and so many queries."""
+
 _Moment = tuple[_Heads, int, tuple[int, ...]]
 """Heads, the place among the query tiles, and how far all times lie ahead of the first free resource."""
 
@@ -266,7 +273,12 @@ class _Walk:
         self._begins = True
         # Where query tiles are taken to have less key tiles than they do, strips begin elsewhere: masks are left out.
         self._edge = 0 if self.strip_tiles > 1 and tiles.merged else EDGE
-        self._ticks: dict[_Tile, Ticks] = {}
+        self._inside: dict[tuple[_Rows, int, bool], Work] = {}
+        self._outside: dict[_Rows, Ticks] = {}
+        self._strips_of: dict[tuple[_Rows, tuple[KeyTiles, ...]], Work] = {}
+        self._of_width = [
+            index for index, step in enumerate(self.steps) if not step.loop and prices.depends_on_width(step.name)
+        ]
         self._followed: dict[_Moment, tuple[int, Saved]] = {}
         self._tiles = tiles.parts
         least = (
@@ -330,8 +342,11 @@ class _Walk:
             self._followed |= {moment: (horizon, end) for moment, horizon in met}
 
     def _alike(self, heads: _Heads, tiles: QueryTiles) -> None:
-        row = self._row if self.by_rows else self._strips if self.strip_tiles > 1 else self._stream
-        self.recurrence.repeat(tiles.count, lambda: row(heads, tiles), QUERY, self._trips_of(tiles))
+        body = (self._row if self.by_rows else self._strips if self.strip_tiles > 1 else self._stream)(heads, tiles)
+        if tiles.count == 1:
+            body()
+        else:
+            self.recurrence.repeat(tiles.count, body, QUERY, self._trips_of(tiles))
 
     def _growing(self, heads: _Heads, tiles: GrowingTiles) -> None:
         """Query tiles that visit more and more key tiles.
@@ -385,13 +400,13 @@ class _Walk:
         """Whether nothing of the query tiles before is under way when one of these is over, but in whole rows."""
         return self.by_rows or self._trips_of(tiles) > self.recurrence.pipeline.deepest + 1
 
-    def _in_flight(self, heads: _Heads, tiles: GrowingTiles, index: int) -> list[Rounds]:
+    def _in_flight(self, heads: _Heads, tiles: GrowingTiles, index: int) -> list[Work]:
         """The trips under way behind the kind before `index`, where they are whole rows; else they are alike."""
-        found: list[Rounds] = []
+        found: list[Work] = []
         while self.by_rows and len(found) <= self.recurrence.pipeline.deepest:
             index -= 1
             kind = tiles[index]
-            found += [self._with_loops(heads, kind.extent, kind.parts, 1)] * kind.count
+            found += [self._with_loops((heads, kind.extent), kind.parts)] * kind.count
         return found
 
     def _trips_of(self, tiles: QueryTiles) -> int:
@@ -403,45 +418,63 @@ class _Walk:
         begins, self._begins = self._begins, False
         return HEAD if begins else 0
 
-    def _stream(self, heads: _Heads, tiles: QueryTiles) -> None:
+    def _stream(self, heads: _Heads, tiles: QueryTiles) -> Callable[[], None]:
         """The trips of a query tile, one for each key tile."""
-        self.recurrence.stream(self._key_tiles(heads, tiles.extent, tiles.parts), self._next_query() | FIRST, KEY)
+        parts = self._key_tiles((heads, tiles.extent), tiles.parts)
+        return lambda: self.recurrence.stream(parts, self._next_query() | FIRST, KEY)
 
-    def _key_tiles(self, heads: _Heads, rows: int, parts: Sequence[KeyTiles]) -> tuple[Rounds, ...]:
-        return tuple(
-            Rounds(part.trips, self._edge * part.masked, self._of(_Tile(*heads, rows, part.extent, 0)))
-            for part in parts
-        )
-
-    def _strips(self, heads: _Heads, tiles: QueryTiles) -> None:
+    def _strips(self, heads: _Heads, tiles: QueryTiles) -> Callable[[], None]:
         """The trips of a query tile, one for each strip of key tiles."""
-        strips = [
-            self._with_loops(heads, tiles.extent, parts, count)
-            for count, parts in strips_of(tiles.parts, self.strip_tiles)
-        ]
-        self.recurrence.stream(strips, self._next_query() | FIRST, STRIP)
+        rows, known = (heads, tiles.extent), self._strips_of
+        strips: list[Rounds] = []
+        for count, parts in strips_of(tiles.parts, self.strip_tiles):
+            strip = known.get((rows, parts))
+            if strip is None:
+                strip = known[rows, parts] = self._with_loops(rows, parts)
+            strips.append(Rounds(count, strip))
+        return lambda: self.recurrence.stream(strips, self._next_query() | FIRST, STRIP)
 
-    def _row(self, heads: _Heads, tiles: QueryTiles) -> None:
+    def _row(self, heads: _Heads, tiles: QueryTiles) -> Callable[[], None]:
         """The trip of a query tile whose rows stay on chip."""
-        self.recurrence.trip(self._with_loops(heads, tiles.extent, tiles.parts, 1, self._next_query()))
+        work = self._with_loops((heads, tiles.extent), tiles.parts)
+        return lambda: self.recurrence.trip(work, self._next_query())
 
-    def _with_loops(self, heads: _Heads, rows: int, parts: Sequence[KeyTiles], count: int, kind: int = 0) -> Rounds:
-        """So many trips of loops over key tiles."""
-        every = self._key_tiles(heads, rows, parts)
-        changed = every if self.problem.score_ops else tuple(rounds for rounds in every if rounds.kind)
-        ticks = self._of(_Tile(*heads, rows, 1, sum(part.trips * part.extent for part in parts)))
-        loops = tuple((loop, changed if loop == "change" else every) for loop in self._loops)
-        return Rounds(count, kind, ticks, loops)
+    # --- What trips do --------------------------------------------------------------------------------------
 
-    def _of(self, tile: _Tile) -> Ticks:
-        """What steps take on a tile. Where trips have loops: those in loops, or, on whole rows, the others."""
-        found = self._ticks.get(tile)
+    def _key_tiles(self, rows: _Rows, parts: Sequence[KeyTiles]) -> tuple[Rounds, ...]:
+        """Rounds of a loop, or trips where there are no loops."""
+        return tuple([Rounds(part.trips, self._key_tile(rows, part.extent, part.masked)) for part in parts])
+
+    def _key_tile(self, rows: _Rows, extent: int, masked: bool) -> Work:
+        found = self._inside.get((rows, extent, masked))
         if found is None:
-            inside = bool(self._loops) and not tile.strip
-            found = self._ticks[tile] = tuple(
-                self.prices.of(step.name, tile) if bool(step.loop) == inside else _NO_TIME for step in self.steps
-            )
+            tile = _Tile(*rows[0], rows[1], extent, 0)
+            ticks = [
+                self.prices.of(step.name, tile) if step.loop or not self._loops else _NO_TIME for step in self.steps
+            ]
+            found = self._inside[rows, extent, masked] = Work(tuple(ticks), self._edge * masked)
         return found
+
+    def _with_loops(self, rows: _Rows, parts: Sequence[KeyTiles]) -> Work:
+        """A trip with loops over key tiles."""
+        every = self._key_tiles(rows, parts)
+        changed = every if self.problem.score_ops else tuple([rounds for rounds in every if rounds.work.kind])
+        loops = {loop: changed if loop == "change" else every for loop in self._loops}
+        return Work(self._around_loops(rows, sum([part.trips * part.extent for part in parts])), 0, loops)
+
+    def _around_loops(self, rows: _Rows, width: int) -> Ticks:
+        """What the steps of a trip take that are not in its loops, where its scores are so wide."""
+        known = self._outside.get(rows)
+        tile = _Tile(*rows[0], rows[1], 1, width)
+        if known is None:
+            ticks = [_NO_TIME if step.loop else self.prices.of(step.name, tile) for step in self.steps]
+            known = self._outside[rows] = tuple(ticks)
+        if not self._of_width:
+            return known
+        found = list(known)
+        for index in self._of_width:
+            found[index] = self.prices.of(self.steps[index].name, tile)
+        return tuple(found)
 
 
 _NO_TIME: Times = 0, 0

@@ -16,9 +16,9 @@ from flatc.dialects.frozen import frozen
 from flatc.dialects.product_mapping import ProductMapping
 from flatc.passes.cost.primitive_costs import MatmulTile, array_cycles
 from flatc.passes.cost.product_costs import finish_price
-from flatc.passes.cost.recurrence import Recurrence, Rounds
+from flatc.passes.cost.recurrence import Recurrence, Rounds, Work
 from flatc.passes.cost.tick_prices import TickPrices, Times
-from flatc.passes.cost.trip_steps import BEGIN, FIRST, HEAD, HEADS, KEY, LAST, QUERY, Pipeline, Step, Ticks, Wait
+from flatc.passes.cost.trip_steps import BEGIN, FIRST, HEAD, HEADS, KEY, LAST, QUERY, Pipeline, Step, Wait
 from flatc.passes.kernels.product_problem import ProductProblem
 
 
@@ -95,7 +95,7 @@ class _Walk(TickPrices):
             dim: [(size // tile, tile), (int(size % tile > 0), size % tile)]
             for dim, size, tile in (("m", problem.m, tiles.m), ("n", problem.n, tiles.n), ("k", problem.k, tiles.k))
         }
-        self._known: dict[_Tile, Ticks] = {}
+        self._known: dict[_Tile, Work] = {}
 
     def cycles(self) -> float:
         """From the first load to the last result."""
@@ -129,13 +129,13 @@ class _Walk(TickPrices):
         self.recurrence.enter(QUERY)
         begins, self.begins = self.begins | FIRST, 0
         sizes = [(count, k) for count, k in self.parts["k"] if count]
-        turns = [Rounds(count, 0, self._ticks(_Tile(**extents, k=k))) for count, k in sizes]
+        turns = [Rounds(count, self._work(_Tile(**extents, k=k))) for count, k in sizes]
         self.recurrence.stream(turns, begins, KEY)
 
-    def _ticks(self, tile: _Tile) -> Ticks:
+    def _work(self, tile: _Tile) -> Work:
         found = self._known.get(tile)
         if found is None:
-            found = self._known[tile] = tuple(self._price(step.name, tile) for step in self.steps)
+            found = self._known[tile] = Work(tuple(self._price(step.name, tile) for step in self.steps))
         return found
 
     def _price(self, name: str, tile: _Tile) -> Times:

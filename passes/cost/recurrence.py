@@ -23,13 +23,14 @@ Against `simulation`: that one knows nothing but operations and is exact; this o
 (`attention_trips`), takes no matrices and no recurring states, and is bounded in its effort.
 
     walk = Recurrence(Pipeline(steps))                # load, work and store of each tile
-    walk.stream([Rounds(1000, 0, ticks)], 0, KEY)
+    walk.stream([Rounds(1000, Work(ticks))], 0, KEY)
     walk.finish()                                     # ticks
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import field
 from functools import partial
 
 from flatc.dialects.frozen import frozen
@@ -50,24 +51,36 @@ twenty rounds to fill."""
 
 
 @frozen
-class Rounds:
-    """So many rounds of a loop, or trips, all of a kind; in each trip there may be rounds of loops."""
+class Work:
+    """What is done in a round of a loop, or in a trip: what its steps take, of which kind it is, and in a trip the
+    rounds of its loops.
 
-    count: int
-    kind: int
+    It is only equal to itself: whoever asks for the same work again is given the same object.
+    """
+
     ticks: Ticks
-    loops: tuple[tuple[str, tuple[Rounds, ...]], ...] = ()
+    kind: int = 0
+    loops: Mapping[str, tuple[Rounds, ...]] = field(default_factory=dict[str, "tuple[Rounds, ...]"])
 
-
-_IDLE = Rounds(0, NOTHING, ())
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
 
 @frozen
-class _State:
-    """Times ahead of the first free resource, and when that is free."""
+class Rounds:
+    """So many rounds of a loop, or trips, with the same work."""
 
-    horizon: int
-    ahead: tuple[int, ...]
+    count: int
+    work: Work
+
+
+_IDLE = Work((), NOTHING)
+
+_Seen = tuple[int, tuple[int, ...]]
+"""When the first resource is free, and how far times are ahead of that."""
+
+_Take = Callable[[int], None]
+"""Takes so many rounds."""
 
 
 @frozen
@@ -89,7 +102,7 @@ class Saved:
     times: tuple[int, ...]
     numbers: tuple[int, ...]
     counters: dict[str, int]
-    window: tuple[Rounds, ...]
+    window: tuple[Work, ...]
     kinds: tuple[int, ...]
     places: tuple[Place, ...]
 
@@ -120,10 +133,13 @@ class Recurrence:
         for ring in self.pipeline.later_rings[level]:
             self._times[ring + place] = 0
 
-    def trip(self, what: Rounds) -> None:
-        """The trip that begins to work on the tiles entered last, and goes on with those before them."""
-        window = self._window = (what, *self._window[:-1])
-        kinds = self._kinds = (what.kind, *self._kinds[:-1])
+    def trip(self, work: Work, kind: int = 0) -> None:
+        """The trip that begins to work on the tiles entered last, and goes on with those before them.
+
+        It is of the kind of the work, and also of `kind`.
+        """
+        window = self._window = (work, *self._window[:-1])
+        kinds = self._kinds = (work.kind | kind, *self._kinds[:-1])
         places = self._places = (tuple(self._numbers), *self._places[:-1])
         for stage, loop, issues in self.pipeline.plan(kinds):
             if loop:
@@ -154,28 +170,39 @@ class Recurrence:
             for ring, level in results:
                 times[ring + (place[level] & mask)] = over
 
-    def _loop(self, loop: str, trip: Rounds, place: Place) -> None:
-        scope = self.pipeline.loop_scopes[loop]
-        for name, parts in trip.loops:
-            if name != loop:
-                continue
-            for rounds in parts:
-                plan, ticks = self.pipeline.loop_plan(loop, rounds.kind), rounds.ticks
-                at = [*place[:KEY], self._counters[loop]]
+    def _loop(self, loop: str, trip: Work, place: Place) -> None:
+        """All rounds of a loop inside of a trip."""
+        at = [*place[:KEY], self._counters[loop]]
+        for rounds in trip.loops.get(loop, ()):
+            count, work = rounds.count, rounds.work
+            plan = self.pipeline.loop_plan(loop, work.kind)
+            if plan.in_a_row:
+                at[KEY] += count
+                self._in_a_row(count, plan.issues, at, work.ticks)
+            else:
+                take = partial(self._issue_rounds, plan.issues, at, work.ticks)
+                scope = self.pipeline.loop_scopes[loop]
+                self._repeat(count, take, scope, 1, at, (loop, work), FEWEST_IN_A_TRIP)
+        self._counters[loop] = at[KEY]
 
-                def once(plan: list[Issue] = plan, ticks: Ticks = ticks, at: list[int] = at) -> None:
-                    at[KEY] += 1
-                    self._issue(plan, at, ticks)
+    def _issue_rounds(self, issues: Sequence[Issue], at: list[int], ticks: Ticks, count: int) -> None:
+        for _ in range(count):
+            at[KEY] += 1
+            self._issue(issues, at, ticks)
 
-                self._repeat(rounds.count, once, scope, 1, at, (loop, rounds.kind, ticks), FEWEST_IN_A_TRIP)
-                self._counters[loop] = at[KEY]
+    def _in_a_row(self, count: int, issues: Sequence[Issue], at: Place, ticks: Ticks) -> None:
+        """Rounds on one resource of which only the first waits: then the resource goes on and on."""
+        self._issue(issues, at, ticks)
+        if count > 1 and issues:
+            self._times[issues[0][1]] += (count - 2) * sum([ticks[index][0] for index, *_ in issues])
+            self._issue(issues, at, ticks)
 
     # --- Moments --------------------------------------------------------------------------------------------
 
     def moment(self) -> tuple[tuple[int, ...], int]:
         """How far all times lie ahead of the first free resource, and when that is free."""
-        state = self._state(self.pipeline.scopes[HEADS], self._numbers)
-        return state.ahead, state.horizon
+        horizon, ahead = self._state(self.pipeline.scopes[HEADS], self._numbers)
+        return ahead, horizon
 
     def save(self) -> Saved:
         """Everything, to go back to."""
@@ -198,7 +225,7 @@ class Recurrence:
         horizon = min(times[: len(self.pipeline.resources)])
         return tuple([time if time >= horizon else 0 for time in times])
 
-    def move_to(self, times: Sequence[int], in_flight: Sequence[Rounds] = ()) -> None:
+    def move_to(self, times: Sequence[int], in_flight: Sequence[Work] = ()) -> None:
         """As if these were all times, and these the last trips, if any, the last of all first."""
         for index, time in zip(self.pipeline.scopes[HEADS].indices(self._numbers, self._counters), times, strict=True):
             self._times[index] = time
@@ -218,29 +245,33 @@ class Recurrence:
             count = part.count
             left -= count
             if begins and count:
-                self._one(part, begins | LAST * (count == 1 and not left), level)
+                self._one(part.work, begins | LAST * (count == 1 and not left), level)
                 begins, count = 0, count - 1
             ends = count > 0 and not left
             if count > ends:
-                late, what = self.pipeline.deepest + 1, (part.kind, part.ticks, part.loops)
-                once = partial(self._one, part, 0, level)
-                self._repeat(count - ends, once, self.pipeline.scopes[level], late, self._numbers, what)
+                take, late = partial(self._trips, part.work, level), self.pipeline.deepest + 1
+                self._repeat(count - ends, take, self.pipeline.scopes[level], late, self._numbers, part.work)
             if ends:
-                self._one(part, LAST, level)
+                self._one(part.work, LAST, level)
 
-    def _one(self, part: Rounds, kind: int, level: int) -> None:
+    def _one(self, work: Work, kind: int, level: int) -> None:
         self.enter(level)
-        self.trip(Rounds(1, part.kind | kind, part.ticks, part.loops) if kind else part)
+        self.trip(work, kind)
+
+    def _trips(self, work: Work, level: int, count: int) -> None:
+        for _ in range(count):
+            self.enter(level)
+            self.trip(work)
 
     def repeat(self, count: int, round: Callable[[], None], level: int, trips: int) -> None:
         """So many rounds, of at least so many trips each, which differ in their tiles of `level` or below at most."""
         late = -(-(self.pipeline.deepest + 1) // trips)
-        self._repeat(count, round, self.pipeline.scopes[level], late, self._numbers)
+        self._repeat(count, partial(_take, round), self.pipeline.scopes[level], late, self._numbers)
 
     def _repeat(
         self,
         count: int,
-        round: Callable[[], None],
+        take: _Take,
         scope: Scope,
         late: int,
         place: Place,
@@ -254,58 +285,56 @@ class Recurrence:
         """
         left = count - late
         if left < (fewest if what is None else min(fewest, WORTH_REMEMBERING)):
-            _take(count, round)
+            take(count)
             return
-        _take(late, round)
-        first = self._state(scope, place)
-        key = None if what is None else (what, first.ahead, self._above(scope, place, first.horizon))
+        take(late)
+        since, ahead = self._state(scope, place)
+        key = None if what is None else (what, ahead, self._above(scope, place, since))
         known = self._known(key, left)
         if known is not None:
             more = (left - known.rounds) // known.period
-            self._end_as(known, first.horizon, more * known.move, scope, place)
-            _take(left - known.rounds - more * known.period, round)
+            self._end_as(known, since, more * known.move, scope, place)
+            take(left - known.rounds - more * known.period)
             return
         taken, period, move = left, 1, 0
         if left < fewest:
-            _take(left, round)
+            take(left)
         else:
-            taken, period, move = self._settle(left, round, scope, place, first)
+            taken, period, move = self._settle(left, take, scope, place, (since, ahead))
         rest = left - taken
         if key is not None and rest >= LONGEST_PERIOD:
-            self._endings[key] = self._ending((taken, period, move), first.horizon, scope, place)
+            self._endings[key] = self._ending((taken, period, move), since, scope, place)
         if rest:
             scope.shift(self._times, place, rest // period * move)
-            _take(rest % period, round)
+            take(rest % period)
         if key is not None and rest < LONGEST_PERIOD:
-            self._endings[key, left] = self._ending((left, 1, 0), first.horizon, scope, place)
+            self._endings[key, left] = self._ending((left, 1, 0), since, scope, place)
 
-    def _settle(
-        self, count: int, round: Callable[[], None], scope: Scope, place: Place, first: _State
-    ) -> tuple[int, int, int]:
+    def _settle(self, count: int, take: _Take, scope: Scope, place: Place, first: _Seen) -> tuple[int, int, int]:
         """Takes rounds until times move on evenly: (how many it took, in how many they move on, how far)."""
         history, forgot = [first], False
         for taken in range(1, count + 1):
-            round()
+            take(1)
             if taken == count:
                 break
             now = self._state(scope, place)
             period, move = _even_move(history, now, count - taken)
-            if period and move < now.horizon - history[-period].horizon and not forgot:
+            if period and move < now[0] - history[-period][0] and not forgot:
                 # A result may be so late that it hides those of many rounds: below all that, there is a bound, too.
                 forgot = True
                 scope.forget_results(self._times)
                 history.clear()
             elif period:
-                self.evenly &= not forgot and now.ahead == history[-period].ahead
+                self.evenly &= not forgot and now[1] == history[-period][1]
                 return taken, period, move
             else:
                 history.append(now)
         return count, 1, 0
 
-    def _state(self, scope: Scope, place: Place) -> _State:
+    def _state(self, scope: Scope, place: Place) -> _Seen:
         times = scope.read(self._times, place, self._counters)
         horizon = min(times[: len(scope.resources)])
-        return _State(horizon, tuple([time - horizon if time > horizon else 0 for time in times]))
+        return horizon, tuple([time - horizon if time > horizon else 0 for time in times])
 
     # --- Rounds that were met before --------------------------------------------------------------------------
 
@@ -341,22 +370,23 @@ class Recurrence:
                 times[index] = since + time
 
 
-def _take(count: int, round: Callable[[], None]) -> None:
+def _take(round: Callable[[], None], count: int) -> None:
     for _ in range(count):
         round()
 
 
-def _even_move(history: Sequence[_State], now: _State, left: int) -> tuple[int, int]:
+def _even_move(history: Sequence[_Seen], now: _Seen, left: int) -> tuple[int, int]:
     """(rounds, how far all times move on in them); 0 rounds where more of them are to be seen first."""
     recent = history[: -LONGEST_PERIOD - 1 : -1]
+    horizon, ahead = now
     for period, before in enumerate(recent[:left], 1):
-        if before.ahead == now.ahead:
-            return period, now.horizon - before.horizon
+        if before[1] == ahead:
+            return period, horizon - before[0]
     best = 0, 0
     if len(history) < PATIENCE:
         return best
     for period, before in enumerate(recent[:left], 1):
-        move = now.horizon - before.horizon + min(b - a for a, b in zip(before.ahead, now.ahead, strict=True))
+        move = horizon - before[0] + min(b - a for a, b in zip(before[1], ahead, strict=True))
         if not best[0] or move * best[0] > best[1] * period:
             best = period, move
     return best

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from operator import itemgetter
+from typing import NamedTuple
 
 from flatc.dialects.frozen import frozen
 
@@ -70,6 +71,22 @@ class Step:
 Issue = tuple[int, int, tuple[tuple[int, int, int], ...], tuple[tuple[int, int], ...]]
 """A step as it is issued: its number, its resource, (ring, level, back) of waits, (ring, level) of results."""
 
+
+class LoopPlan(NamedTuple):
+    """The steps of a round of a loop; `in_a_row` if all use one resource, and none waits for a round before."""
+
+    issues: list[Issue]
+    in_a_row: bool
+
+
+def _is_in_a_row(issues: Sequence[Issue]) -> bool:
+    resources = {resource for _, resource, _, _ in issues}
+    written = {ring for _, _, _, results in issues for ring, _ in results}
+    awaited = {ring for _, _, waits, _ in issues for ring, _, _ in waits}
+    counted = any(level == KEY for _, _, waits, results in issues for _, level, *_ in (*waits, *results))
+    return len(resources) <= 1 and not counted and not written & awaited
+
+
 Turn = tuple[int, str, list[Issue]]
 """What follows on each other in a trip: steps of one stage, or a loop."""
 
@@ -101,7 +118,7 @@ class Pipeline:
         """The number of each loop's first step."""
         self._issues = [self._issue(index, step) for index, step in enumerate(self.steps)]
         self._plans: dict[tuple[int, ...], list[Turn]] = {}
-        self._loop_plans: dict[tuple[str, int], list[Issue]] = {}
+        self._loop_plans: dict[tuple[str, int], LoopPlan] = {}
 
     def _issue(self, index: int, step: Step) -> Issue:
         waits = tuple((self.rings[wait.earlier, wait.level], wait.level, wait.back) for wait in step.waits)
@@ -123,13 +140,13 @@ class Pipeline:
             plan[-1][2].append(self._issues[index])
         return plan
 
-    def loop_plan(self, loop: str, kind: int) -> list[Issue]:
+    def loop_plan(self, loop: str, kind: int) -> LoopPlan:
         """The steps of a round of a loop."""
         plan = self._loop_plans.get((loop, kind))
         if plan is None:
             steps = zip(self._issues, self.steps, strict=True)
-            plan = [issue for issue, step in steps if step.loop == loop and step.takes_part(kind)]
-            self._loop_plans[loop, kind] = plan
+            issues = [issue for issue, step in steps if step.loop == loop and step.takes_part(kind)]
+            plan = self._loop_plans[loop, kind] = LoopPlan(issues, _is_in_a_row(issues))
         return plan
 
     def reach(self, name: str, level: int) -> int:

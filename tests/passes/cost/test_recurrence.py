@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from flatc.passes.cost.recurrence import Recurrence, Rounds
+from flatc.passes.cost.recurrence import Recurrence, Rounds, Work
 from flatc.passes.cost.trip_steps import KEY, Pipeline, Step, Wait
 
 
@@ -17,12 +17,12 @@ def ticks(*busy: int, latency: int = 0) -> tuple[tuple[int, int], ...]:
 
 def run(steps: Sequence[Step], tile: tuple[tuple[int, int], ...], count: int) -> tuple[int, int]:
     """(ticks, trips taken) of so many alike tiles."""
-    walk, taken = Recurrence(Pipeline(steps)), list[int]()
+    walk, taken, work = Recurrence(Pipeline(steps)), list[int](), Work(tile)
 
     def trip() -> None:
         taken.append(0)
         walk.enter(KEY)
-        walk.trip(Rounds(1, 0, tile))
+        walk.trip(work)
 
     walk.repeat(count, trip, KEY, 1)
     return walk.finish(), len(taken)
@@ -67,8 +67,41 @@ def test_a_loop_inside_a_trip_is_passed_over_too():
     )
     walk = Recurrence(Pipeline(steps))
     tile = ticks(3, 5, 7)
-    walk.trip(Rounds(1, 0, tile, (("fill", (Rounds(10**9, 0, tile),)),)))
+    walk.trip(Work(tile, 0, {"fill": (Rounds(10**9, Work(tile)),)}))
     assert walk.finish() == 8 * 10**9 + 7
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rounds_in_a_row_are_as_long_as_one_after_the_other(seed: int):
+    """A loop on one resource waits for loads before it, and so for no round of its own: two of its rounds are issued.
+
+    Here it has so many rounds, and there as many loops of one round.
+    """
+    rng = random.Random(seed)
+    wait = (Wait("load", rng.randint(0, 1), 1),)
+    steps = (
+        Step("load", "bus", 0, 1, (Wait("last", rng.randint(1, 2), 1),)),
+        Step("first", "unit", 1, KEY, wait, loop="use"),
+        Step("last", "unit", 1, KEY, wait, loop="use"),
+    )
+    pipeline = Pipeline(steps)
+    assert pipeline.loop_plan("use", 0).in_a_row
+    together, apart = Recurrence(pipeline), Recurrence(pipeline)
+    for _ in range(20):
+        count = rng.randint(0, 5)
+        work = Work(tuple((busy := rng.randint(1, 9), busy + rng.choice([0, 20])) for _ in steps))
+        for walk, rounds in ((together, [count] * (count > 0)), (apart, [1] * count)):
+            walk.enter(1)
+            walk.trip(Work(work.ticks, 0, {"use": tuple(Rounds(some, work) for some in rounds)}))
+    assert together.finish() == apart.finish()
+
+
+def test_a_loop_whose_rounds_wait_for_each_other_is_not_in_a_row():
+    """For a round before, or for what another resource does in the round."""
+    own = Step("work", "unit", 0, KEY, (Wait("work", 1),), loop="use")
+    assert not Pipeline((own,)).loop_plan("use", 0).in_a_row
+    both = (Step("load", "bus", 0, KEY, loop="use"), Step("work", "unit", 0, KEY, (Wait("load"),), loop="use"))
+    assert not Pipeline(both).loop_plan("use", 0).in_a_row
 
 
 def test_a_resource_that_runs_ahead_makes_the_bound_loose_and_no_more():
@@ -102,7 +135,7 @@ def test_passing_over_rounds_never_gives_more_than_taking_them(seed: int):
     plain = Recurrence(Pipeline(steps))
     for _ in range(count):
         plain.enter(KEY)
-        plain.trip(Rounds(1, 0, tile))
+        plain.trip(Work(tile))
     exact = plain.finish()
     assert found <= exact
     assert found >= exact - sum(latency for _, latency in tile)
@@ -117,7 +150,7 @@ def test_a_late_result_does_not_hide_the_rounds_behind_it():
     def trip(kind: int) -> None:
         taken[0] += 1
         walk.enter(KEY)
-        walk.trip(Rounds(1, kind, ((1, 1001), (2, 2))))
+        walk.trip(Work(((1, 1001), (2, 2)), kind))
 
     trip(1)
     walk.repeat(1000, lambda: trip(0), KEY, 1)
@@ -131,21 +164,21 @@ def test_rounds_that_begin_in_a_state_met_before_are_not_taken_again():
     pipeline = Pipeline((LOAD, WORK))
 
     def finish(lengths: Sequence[int], *, remembers: bool) -> tuple[int, int]:
-        walk, issued = Recurrence(pipeline), [0]
+        walk, issued, work = Recurrence(pipeline), [0], Work(tile)
         plain = walk.trip
 
-        def trip(what: Rounds) -> None:
+        def trip(work: Work, kind: int = 0) -> None:
             issued[0] += 1
-            plain(what)
+            plain(work, kind)
 
         walk.trip = trip
         for length in lengths:
             if remembers:
-                walk.stream([Rounds(length, 0, tile)], 0, KEY)
+                walk.stream([Rounds(length, work)], 0, KEY)
             else:
                 for _ in range(length):
                     walk.enter(KEY)
-                    walk.trip(Rounds(1, 0, tile))
+                    walk.trip(work)
         return walk.finish(), issued[0]
 
     lengths = (100, 100, 250, 100, 1000)
