@@ -23,7 +23,8 @@ class KeyGeometry:
 
     `visits` and `edges` count key tiles visited and masked, `nonempty` query tiles that visit any, `strip_keys` the
     keys of all row strips, `width` the longest strip, `constant_width` its length where all are as long. `strips` are
-    the tiles, or strips of several, that an online softmax works on at a time.
+    the tiles, or strips of several, that an online softmax works on at a time. `most_visits` is how many key tiles a
+    query tile visits at most.
     """
 
     q_counts: tuple[Ints, Ints]
@@ -36,6 +37,7 @@ class KeyGeometry:
     width: Ints
     constant_width: int | None
     strips: tuple[Ints, Ints]
+    most_visits: Ints
 
 
 def key_geometry(problem: AttentionProblem, query: Ints, key: Ints, rescaled_every: Ints) -> KeyGeometry:
@@ -71,6 +73,7 @@ def _unmasked(
         width=zero + problem.keys,
         constant_width=problem.keys,
         strips=(q_counts[0] * strips, q_counts[1] * strips),
+        most_visits=full_keys + ragged_keys,
     )
 
 
@@ -90,7 +93,7 @@ def _masked(
         (alone,) = _count(question, rows, (width,), (strip_tiles,)).tolist()
         return _of_counts(problem, alone, q_counts, q_extents, k_extents)
     strip = key * (problem.keys + 1) + every  # both in one number
-    counts = np.empty((len(query), 15), dtype=np.int64)
+    counts = np.empty((len(query), 16), dtype=np.int64)
     for rows in np.unique(query):
         here = np.flatnonzero(query == rows)
         _, first, inverse = np.unique(strip[here], return_index=True, return_inverse=True)
@@ -168,6 +171,7 @@ def _of_counts(
         width=columns[14],
         constant_width=None if problem.skips_hidden else problem.keys,
         strips=(tf, tr),
+        most_visits=columns[15],
     )
 
 
@@ -175,7 +179,8 @@ def _of_counts(
 def _count(problem: Sight, rows: int, tiles: tuple[int, ...], every: tuple[int, ...]) -> Ints:
     """The counts of one height of query tiles, a row for each width of key tiles and number of them in a strip.
 
-    A row has seven counts for full query tiles, seven for the ragged one, and the longest row. Remembered, because the
+    A row has seven counts for full query tiles, seven for the ragged one, the longest row, and the most visits of a
+    query tile. Remembered, because the
     kernels and strategies of a search ask for the same ones.
     """
     import numpy as np
@@ -193,7 +198,7 @@ def _count(problem: Sight, rows: int, tiles: tuple[int, ...], every: tuple[int, 
     sums = [column.sum(axis=0) for column in table]
     ragged = [column[-1] * (problem.queries % rows > 0) for column in table]
     full = [total - of_last for total, of_last in zip(sums, ragged, strict=True)]
-    return np.stack([*full, *ragged, np.maximum(strip.max(axis=0), 1)], axis=1)
+    return np.stack([*full, *ragged, np.maximum(strip.max(axis=0), 1), trips.max(axis=0)], axis=1)
 
 
 def _edges(

@@ -3,7 +3,7 @@
 The cycles are the same for all mappings that agree in stages, slots and structure; what their steps take in all trips
 is an array, and so is a bound. What a cycle misses at the ends of the pipeline is no more than so many of the largest
 tiles, and the full tiles are these: total / (full tiles) is at least what one of them takes. A mask makes query
-tiles of the same size differ; then the largest of each tile of heads is no more than total / (full tiles of heads).
+tiles of the same size differ; then the largest one of each tile of heads has a share of its work that is counted.
 """
 
 from __future__ import annotations
@@ -180,7 +180,8 @@ class _StepTimes:
         """The share of the time of a step that all but the `lost` instances take."""
         found = self._shares_kept.get(lost)
         if found is None:
-            found = self._shares_kept[lost] = 1 - lost / self._full_rows
+            share = self.case.counts.largest_row / self._full_groups
+            found = self._shares_kept[lost] = larger(1 - lost * share, 0)
         return found
 
     def _time(self, step: Timed) -> Any:
@@ -331,11 +332,14 @@ class _StepTimes:
         return (p.batch // c.batch) * (p.kv_heads // c.kv_head)
 
     @cached_property
+    def _full_groups(self) -> Any:
+        """So many tiles of query heads are as large as the largest."""
+        return self._full_heads * (self.case.problem.group // self.case.columns.group)
+
+    @cached_property
     def _full_rows(self) -> Any:
-        """So many query tiles are as large as the largest."""
-        p, c = self.case.problem, self.case.columns
-        groups = self._full_heads * (p.group // c.group)
-        return groups if p.mask is not None else groups * (p.queries // c.query)
+        """So many query tiles have as many rows as the largest."""
+        return self._full_groups * (self.case.problem.queries // self.case.columns.query)
 
     def _open(self, gate: str) -> Any:
         """Which mappings have the waits of a gate (see `attention_pipeline`)."""

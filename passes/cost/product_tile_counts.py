@@ -68,14 +68,12 @@ class ProductTileCounts(TileKinds):
     def _strips_ending_in(self, query: int, key: int) -> Any:
         """How many strips end in a full or in a ragged tile: they wait for the last of their products only.
 
-        The last strip of a row may end in the ragged tile. Under a mask it is not known how many do: none is counted.
+        A ragged tile is the last one of its row, and nothing but a full or a ragged tile ends a strip.
         """
-        p, g = self.problem, self.geometry
-        rows, ragged = g.nonempty[query], g.k_extents[1] > 0
-        strips = rows if self.structure.algorithm == "rows" else g.strips[query]
-        if key == 0:
-            return strips - rows * ragged
-        return rows * ragged * (p.mask is None or not p.skips_hidden)
+        g = self.geometry
+        in_ragged = g.visits[query][1]
+        strips = g.nonempty[query] if self.structure.algorithm == "rows" else g.strips[query]
+        return in_ragged if key else strips - in_ragged
 
     def _logit_tiles(self, query: int) -> list[tuple[Any, Any, int]]:
         """(how many, keys, depth) of the blocks that fill the rows of all query tiles of a kind."""

@@ -29,6 +29,7 @@ class Counts:
     work between logit and attend of the same scores, `vector_aside` the rest, of which `vector_finish` is what finished
     outputs need. `rescaling` is the part of it that
     stands between an attend and the next one of the same rows, and what these wait for the first.
+    `largest_row` is the share of what happens for a tile of query heads that its largest query tile has, at the most.
     `transfers` are loads and stores.
     """
 
@@ -41,6 +42,7 @@ class Counts:
     vector_aside: Any = 0
     vector_finish: Any = 0
     rescaling: Any = 0
+    largest_row: Any = 0
     tensor_bytes: dict[str, Any] = field(default_factory=dict[str, Any])
     transfers: tuple[Any, Any] = (0, 0)
     tile_cycles: tuple[ArrayCycles, ...] = ()
@@ -67,6 +69,7 @@ class Counts:
             _sum(self.vector_aside, other.vector_aside),
             _sum(self.vector_finish, other.vector_finish),
             _sum(self.rescaling, other.rescaling),
+            _sum(self.largest_row, other.largest_row),
             _sums(self.tensor_bytes, other.tensor_bytes),
             (_sum(self.transfers[0], other.transfers[0]), _sum(self.transfers[1], other.transfers[1])),
             (*self.tile_cycles, *other.tile_cycles),
@@ -91,6 +94,7 @@ class Counts:
             at(self.vector_aside),
             at(self.vector_finish),
             at(self.rescaling),
+            at(self.largest_row),
             each(self.tensor_bytes),
             (at(self.transfers[0]), at(self.transfers[1])),
         )

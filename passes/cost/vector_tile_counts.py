@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from flatc.passes.cost.arrays import occurs
+from flatc.passes.cost.arrays import larger, occurs, smaller
 from flatc.passes.cost.primitive_costs import (
     VECTOR_WORK,
     ScoreTile,
@@ -47,7 +47,22 @@ class VectorTileCounts(TileKinds):
             vector_aside=self.aside,
             vector_finish=self.finish,
             rescaling=self.rescaling,
+            largest_row=self._largest_row(),
         )
+
+    def _largest_row(self) -> Any:
+        """The share of all products, loads and vector work of a tile of query heads that one query tile has, at most.
+
+        It has so many of all visits, and so many of all keys, rounded up to what the vector unit works on at a time.
+        Where a ragged key tile is among them, some wait for more waves in the array than others: no share is known.
+        """
+        p, g, c = self.problem, self.geometry, self.columns
+        if p.mask is None:
+            return 1 / larger(p.queries // c.query, 1)
+        rows = c.batch * c.kv_head * c.group * c.query
+        keys = (g.width + self.accelerator.vector.lanes / rows) / larger(g.strip_keys[0], 1)
+        visits = g.most_visits / larger(g.visits[0][0] + g.visits[0][1], 1)
+        return smaller(larger(larger(keys, visits), p.keys % c.key > 0), 1)
 
     def _add_vector(self) -> None:
         """Vector cycles, counts and traffic of everything around the products."""
