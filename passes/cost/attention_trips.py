@@ -15,15 +15,9 @@ from math import gcd, prod
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.frozen import frozen
 from flatc.dialects.mapping import Mapping
-from flatc.passes.cost.attention_steps import attention_pipeline, divides
-from flatc.passes.cost.primitive_costs import (
-    VECTOR_WORK,
-    MatmulTile,
-    ScoreTile,
-    array_cycles,
-    ceil_divide,
-    pe_cycles,
-)
+from flatc.passes.cost.attention_prices import AttentionPrices, Tile
+from flatc.passes.cost.attention_steps import attention_pipeline
+from flatc.passes.cost.primitive_costs import ceil_divide
 from flatc.passes.cost.query_tiles import (
     MOST_QUERY_TILES,
     GrowingTiles,
@@ -34,12 +28,10 @@ from flatc.passes.cost.query_tiles import (
     strips_of,
 )
 from flatc.passes.cost.recurrence import Recurrence, Rounds, Saved, Work
-from flatc.passes.cost.tick_prices import TickPrices, Times
+from flatc.passes.cost.tick_prices import Times
 from flatc.passes.cost.trip_steps import EDGE, FIRST, HEAD, HEADS, KEY, QUERY, STRIP, Pipeline, Ticks
 from flatc.passes.cost.visited_keys import every_row_sees_keys
-from flatc.passes.kernels.keyed_storage import PAGE_BYTES
 from flatc.passes.kernels.problem import AttentionProblem
-from flatc.passes.kernels.score_ops import Operand, operand_level
 
 
 @frozen
@@ -76,161 +68,10 @@ def walk(
         return None
     if not every_row_sees_keys(problem) or "query" in (mapping.keep.k_level, mapping.keep.v_level):
         return None
-    prices, pipeline = _Prices(problem, accelerator, mapping), attention_pipeline(problem, accelerator, mapping)
+    prices, pipeline = AttentionPrices(problem, accelerator, mapping), attention_pipeline(problem, accelerator, mapping)
     tiles = query_tiles(problem, mapping.tiles.query, mapping.tiles.key, most_query_tiles, grows=grows)
     walker = _Walk(problem, mapping, pipeline, prices, tiles)
     return Walked(walker.cycles(), walker.recurrence.evenly and not tiles.merged)
-
-
-# --- Prices -----------------------------------------------------------------------------------------------
-
-
-@frozen
-class _Tile:
-    """Extents of a tile; `strip` are the keys of whole rows."""
-
-    batch: int
-    kv_head: int
-    group: int
-    query: int
-    key: int
-    strip: int
-
-    @property
-    def heads(self) -> int:
-        return self.batch * self.kv_head
-
-    @property
-    def rows(self) -> int:
-        return self.batch * self.kv_head * self.group * self.query
-
-
-class _Prices(TickPrices):
-    """What each step takes on a tile: the primitive costs of the closed form, on plain numbers."""
-
-    def __init__(self, problem: AttentionProblem, accelerator: Accelerator, mapping: Mapping):
-        super().__init__(accelerator, problem.on_chip)
-        self.problem, self.mapping = problem, mapping
-        self._operands = {f"O{operand.role}": operand for operand in problem.operands}
-        self._width = problem.d_v + (mapping.softmax.total == "attend")
-
-    def of(self, step: str, tile: _Tile) -> Times:
-        """(until its resource is free, until its result is there) of a step."""
-        p, name = self.problem, step.rstrip("'")
-        match name[0]:
-            case "T":
-                return self.moved("pages", tile.batch * p.pages * PAGE_BYTES)
-            case "H" if name in ("Hk", "Hv"):
-                return self._keyed(name[1], tile, p.keys)
-            case "K" | "V":
-                return self._keyed(name.lower(), tile, tile.key)
-            case "Q":
-                return self.moved("q", tile.rows * p.d_qk * p.q_bytes)
-            case "P":
-                return self.moved("scores", tile.rows * tile.key * p.score_bytes)
-            case "O":
-                return self.moved(name[1:], self._operand_bytes(self._operands[name], tile))
-            case "S":
-                size = p.d_v * p.output_bytes if p.has("attend") else tile.key * p.probability_bytes
-                return self.moved("result", tile.rows * size)
-            case "L" | "A":
-                return self._product(name, tile)
-            case _:
-                return self._softmax(name, tile)
-
-    def depends_on_width(self, step: str) -> bool:
-        """Whether a step outside of loops takes longer on wider strips or rows."""
-        return step in ("X", "Y", "F") and self.mapping.softmax.algorithm != "streamed"
-
-    # --- Transfers ------------------------------------------------------------------------------------------
-
-    def _keyed(self, name: str, tile: _Tile, keys: int) -> Times:
-        p = self.problem
-        row = p.d_qk * p.k_bytes if name == "k" else p.d_v * p.v_bytes
-        transfers = 1 if p.block is None else tile.batch * ceil_divide(keys, p.block)
-        return self.moved(name, tile.heads * keys * row, transfers)
-
-    def _operand_bytes(self, operand: Operand, tile: _Tile) -> int:
-        p, whole = self.problem, operand_level(operand, self.mapping.keep.k_level) == "heads"
-        sizes = (tile.batch, tile.kv_head, p.group if whole else tile.group, tile.query, p.keys if whole else tile.key)
-        size = operand.element_bytes * (operand.buckets or 1)
-        for has, extent in zip(operand.has, sizes, strict=True):
-            size *= extent if has else 1
-        return size
-
-    # --- The array and the vector unit --------------------------------------------------------------------------
-
-    def _product(self, name: str, tile: _Tile) -> Times:
-        p, m = self.problem, tile.group * tile.query
-        use = self.mapping.logit if name == "L" else self.mapping.attend
-        n, k = (tile.key, p.d_qk) if name == "L" else (self._width, tile.key)
-        fold = use.fold_rows, use.fold_columns
-        return self.on_array(
-            array_cycles(self.accelerator.array, use.stationarity, fold, MatmulTile(tile.heads, m, n, k))
-        )
-
-    def _softmax(self, name: str, tile: _Tile) -> Times:
-        """Steps of the vector unit, and what PEs do of the softmax."""
-        p, softmax = self.problem, self.mapping.softmax
-        converts = p.converts_probabilities
-        if name[0] == "W":
-            return self.on_vector(p.score_ops[int(name[1:])].kind, tile.rows, tile.key)
-        if name == "D":
-            late = divides(p, self.mapping.softmax)
-            kind = "cast" if not late else "divide_by_last" if softmax.total == "attend" else "divide"
-            return self.on_vector(kind, tile.rows, p.d_v, converts=p.converts_output)
-        if name in ("X", "Y", "F"):
-            of_kind = {"rows": self._rows_softmax, "streamed": self._streamed_softmax}
-            return of_kind.get(softmax.algorithm, self._online_softmax)(name, tile)
-        if name in ("N", "E", "U"):
-            kind, unit = {
-                "N": ("tile_max", softmax.maximum),
-                "E": ("exp", softmax.exponential),
-                "U": ("tile_sum", softmax.total),
-            }[name]
-            if unit == "array":
-                fold = self.mapping.attend.fold_rows, self.mapping.attend.fold_columns
-                scores = ScoreTile(tile.heads, tile.group * tile.query, tile.key)
-                return self.on_array(pe_cycles(self.accelerator.array, VECTOR_WORK[kind].per_element, fold, scores))
-            return self.on_vector(kind, tile.rows, tile.key, converts=converts and name == "E")
-        kind, width = {
-            "M": ("mask", tile.key),
-            "C": ("scale_columns", tile.key),
-            "Z": ("sink", 1),
-            "B": ("merge_max", 1),
-            "H": ("merge_sum", 1),
-            "R": ("rescale", self._width),
-            "R0": ("rescale", self._width),
-            "G": ("add", self._width),
-        }[name]
-        return self.on_vector(kind, tile.rows, width)
-
-    def _online_softmax(self, name: str, tile: _Tile) -> Times:
-        kind = "exp" if self.mapping.softmax.total == "attend" else "exp_sum_online"
-        return self._together(name, [("row_max_online", False), (kind, True)], tile.rows, tile.strip or tile.key, ())
-
-    def _streamed_softmax(self, name: str, tile: _Tile) -> Times:
-        kinds = {"Y": ("row_max_online", "exp_sum_online"), "F": ("exp",), "X": ("divide",)}[name]
-        converts = self.problem.converts_probabilities and name == "X"
-        ticks = sum(self.on_vector(kind, tile.rows, tile.key, converts=converts)[0] for kind in kinds)
-        return ticks, ticks
-
-    def _rows_softmax(self, name: str, tile: _Tile) -> Times:
-        early = self.mapping.softmax.divide == "early"
-        total = "exp" if self.mapping.softmax.total == "attend" else "exp_sum"
-        kinds = [("row_max", False), (total, not early), *([("divide", True)] if early else [])]
-        return self._together(name, kinds, tile.rows, tile.strip, ("sink",) if self.problem.sink else ())
-
-    def _together(
-        self, name: str, kinds: Sequence[tuple[str, bool]], rows: int, width: int, of_rows: Sequence[str]
-    ) -> Times:
-        """Operations in a row; where probabilities have a buffer of their own, X is the one that writes it."""
-        converts = self.problem.converts_probabilities
-        ticks = [self.on_vector(kind, rows, width, converts=last and converts)[0] for kind, last in kinds]
-        before = sum(ticks[:-1]) + sum(self.on_vector(kind, rows, 1)[0] for kind in of_rows)
-        if not converts:
-            return before + ticks[-1], before + ticks[-1]
-        return (before, before) if name == "Y" else (ticks[-1], ticks[-1])
 
 
 _Body = Callable[[int], None]
@@ -260,7 +101,7 @@ class _Walk:
         problem: AttentionProblem,
         mapping: Mapping,
         pipeline: Pipeline,
-        prices: _Prices,
+        prices: AttentionPrices,
         tiles: TilesInOrder,
     ):
         self.problem, self.mapping, self.prices = problem, mapping, prices
@@ -270,15 +111,14 @@ class _Walk:
         )
         self.steps, self.recurrence = pipeline.steps, Recurrence(pipeline)
         self._loops = tuple(pipeline.loops)
+        self._loops_with_masks = {step.loop for step in pipeline.steps if step.loop and step.only & EDGE}
         self._begins = True
         # Where query tiles are taken to have less key tiles than they do, strips begin elsewhere: masks are left out.
         self._edge = 0 if self.strip_tiles > 1 and tiles.merged else EDGE
         self._inside: dict[tuple[_Rows, int, bool], Work] = {}
         self._outside: dict[_Rows, Ticks] = {}
         self._strips_of: dict[tuple[_Rows, tuple[KeyTiles, ...]], Work] = {}
-        self._of_width = [
-            index for index, step in enumerate(self.steps) if not step.loop and prices.depends_on_width(step.name)
-        ]
+        self._of_width = [index for index, step in enumerate(self.steps) if not step.loop and step.name in ("X", "Y")]
         self._followed: dict[_Moment, tuple[int, Saved]] = {}
         self._tiles = tiles.parts
         least = (
@@ -448,7 +288,7 @@ class _Walk:
     def _key_tile(self, rows: _Rows, extent: int, masked: bool) -> Work:
         found = self._inside.get((rows, extent, masked))
         if found is None:
-            tile = _Tile(*rows[0], rows[1], extent, 0)
+            tile = Tile(*rows[0], rows[1], extent)
             ticks = [
                 self.prices.of(step.name, tile) if step.loop or not self._loops else _NO_TIME for step in self.steps
             ]
@@ -456,28 +296,40 @@ class _Walk:
         return found
 
     def _with_loops(self, rows: _Rows, parts: Sequence[KeyTiles]) -> Work:
-        """A trip with loops over key tiles."""
-        every = self._key_tiles(rows, parts)
-        changed = every if self.problem.score_ops else tuple([rounds for rounds in every if rounds.work.kind])
-        loops = {loop: changed if loop == "change" else every for loop in self._loops}
-        return Work(self._around_loops(rows, sum([part.trips * part.extent for part in parts])), 0, loops)
+        """A trip with loops over key tiles. Those without a mask's step do not care which of them its edge crosses."""
+        width = sum([part.trips * part.extent for part in parts])
+        alike = self._key_tiles(rows, _without_edges(parts))
+        loops = dict.fromkeys(self._loops, alike)
+        for loop in self._loops_with_masks:
+            if loop == "change" and not self.problem.score_ops:
+                parts = [part for part in parts if part.masked]
+            loops[loop] = self._key_tiles(rows, parts)
+        return Work(self._around_loops(rows, width), 0, loops)
 
     def _around_loops(self, rows: _Rows, width: int) -> Ticks:
         """What the steps of a trip take that are not in its loops, where its scores are so wide."""
         known = self._outside.get(rows)
-        tile = _Tile(*rows[0], rows[1], 1, width)
         if known is None:
-            ticks = [_NO_TIME if step.loop else self.prices.of(step.name, tile) for step in self.steps]
-            known = self._outside[rows] = tuple(ticks)
-        if not self._of_width:
-            return known
-        found = list(known)
+            tile = Tile(*rows[0], rows[1], 1)
+            known = self._outside[rows] = tuple(
+                [_NO_TIME if step.loop else self.prices.of(step.name, tile) for step in self.steps]
+            )
+        found, (heads, queries) = list(known), rows
         for index in self._of_width:
-            found[index] = self.prices.of(self.steps[index].name, tile)
+            found[index] = self.prices.of_softmax(self.steps[index].name, prod(heads) * queries, width)
         return tuple(found)
 
 
 _NO_TIME: Times = 0, 0
+
+
+def _without_edges(parts: Sequence[KeyTiles]) -> list[KeyTiles]:
+    """Key tiles as if no mask's edge crossed any: those in a row that are as wide as each other together."""
+    found: list[KeyTiles] = []
+    for part in parts:
+        before = found.pop() if found and found[-1].extent == part.extent else None
+        found.append(KeyTiles(part.trips + (before.trips if before else 0), part.extent, masked=False))
+    return found
 
 
 def _steady_growth(times: Sequence[tuple[int, ...]]) -> tuple[int, Sequence[int]] | None:
@@ -486,6 +338,9 @@ def _steady_growth(times: Sequence[tuple[int, ...]]) -> tuple[int, Sequence[int]
     Each of the times that somebody may wait for moves on by `growth` more in each period than in the one before.
     """
     if len(times) < 4:
+        return None
+    (a, *_), (b, *_), (c, *_), (d, *_) = times
+    if a - b - (b - c) != b - c - (c - d):  # Mostly the first resource tells.
         return None
     moves = [[a - b for a, b in zip(now, before, strict=True)] for now, before in pairwise(times)]
     growths = {(a - b, b - c) for a, b, c, now in zip(*moves, times[0], strict=True) if now}

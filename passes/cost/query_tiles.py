@@ -145,9 +145,11 @@ def _query_tiles(problem: Sight, query: int, key: int, most: int, grows: bool) -
 def _query_tiles_of(numbers: Sequence[int], key: int, ragged: int) -> QueryTiles:
     *trips, extent, count = numbers
     parts = tuple(
-        KeyTiles(some, ragged if is_ragged else key, masked)
-        for some, (masked, is_ragged) in zip(trips, _PARTS, strict=True)
-        if some
+        [
+            KeyTiles(some, ragged if is_ragged else key, masked)
+            for some, (masked, is_ragged) in zip(trips, _PARTS, strict=True)
+            if some
+        ]
     )
     return QueryTiles(count, extent, parts)
 

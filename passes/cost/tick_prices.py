@@ -51,20 +51,22 @@ class TickPrices:
 
     def on_vector(self, kind: str, rows: int, width: int, *, converts: bool = False) -> Times:
         """A vector operation; `converts` says that it rounds what it writes to another type."""
-        of_elements, of_rows = self._rates.get((kind, converts)) or self._rate(kind, converts=converts)
+        of_elements, of_rows = self.rate(kind, converts=converts)
         lanes = self.accelerator.vector.lanes
         ticks = ceil_divide(rows * width, lanes) * of_elements + ceil_divide(rows, lanes) * of_rows
         return ticks, ticks
 
-    def _rate(self, kind: str, *, converts: bool) -> tuple[int, int]:
+    def rate(self, kind: str, *, converts: bool) -> tuple[int, int]:
         """Ticks of a vector operation for as many elements, and for as many rows, as there are lanes."""
-        work = VALUE_WORK[kind] if kind in VALUE_WORK else VECTOR_WORK[kind]
-        if converts and "cast" not in work.per_element:
-            work = VectorWork((*work.per_element, "cast"), work.per_row)
-        unit = self.accelerator.vector
-        of_elements = vector_cycles(unit, work, 1, 0) * self.ticks_per_cycle
-        of_rows = vector_cycles(unit, work, 0, 1) * self.ticks_per_cycle
-        found = self._rates[kind, converts] = of_elements, of_rows
+        found = self._rates.get((kind, converts))
+        if found is None:
+            work = VALUE_WORK[kind] if kind in VALUE_WORK else VECTOR_WORK[kind]
+            if converts and "cast" not in work.per_element:
+                work = VectorWork((*work.per_element, "cast"), work.per_row)
+            unit = self.accelerator.vector
+            of_elements = vector_cycles(unit, work, 1, 0) * self.ticks_per_cycle
+            of_rows = vector_cycles(unit, work, 0, 1) * self.ticks_per_cycle
+            found = self._rates[kind, converts] = of_elements, of_rows
         return found
 
     def at_once(self, cycles: int) -> Times:
