@@ -24,7 +24,7 @@ class KeyGeometry:
     `visits` and `edges` count key tiles visited and masked, `nonempty` query tiles that visit any, `strip_keys` the
     keys of all row strips, `width` the longest strip, `constant_width` its length where all are as long. `strips` are
     the tiles, or strips of several, that an online softmax works on at a time. `most_visits` is how many key tiles a
-    query tile visits at most.
+    query tile visits at most, `first` and `last` are the (full, ragged) ones of the first and of the last query tile.
     """
 
     q_counts: tuple[Ints, Ints]
@@ -38,6 +38,8 @@ class KeyGeometry:
     constant_width: int | None
     strips: tuple[Ints, Ints]
     most_visits: Ints
+    first: tuple[Ints, Ints]
+    last: tuple[Ints, Ints]
 
 
 def key_geometry(problem: AttentionProblem, query: Ints, key: Ints, rescaled_every: Ints) -> KeyGeometry:
@@ -74,6 +76,8 @@ def _unmasked(
         constant_width=problem.keys,
         strips=(q_counts[0] * strips, q_counts[1] * strips),
         most_visits=full_keys + ragged_keys,
+        first=(full_keys, ragged_keys),
+        last=(full_keys, ragged_keys),
     )
 
 
@@ -93,7 +97,7 @@ def _masked(
         (alone,) = _count(question, rows, (width,), (strip_tiles,)).tolist()
         return _of_counts(problem, alone, q_counts, q_extents, k_extents)
     strip = key * (problem.keys + 1) + every  # both in one number
-    counts = np.empty((len(query), 16), dtype=np.int64)
+    counts = np.empty((len(query), 20), dtype=np.int64)
     for rows in np.unique(query):
         here = np.flatnonzero(query == rows)
         _, first, inverse = np.unique(strip[here], return_index=True, return_inverse=True)
@@ -172,6 +176,8 @@ def _of_counts(
         constant_width=None if problem.skips_hidden else problem.keys,
         strips=(tf, tr),
         most_visits=columns[15],
+        first=(columns[16], columns[17]),
+        last=(columns[18], columns[19]),
     )
 
 
@@ -179,8 +185,8 @@ def _of_counts(
 def _count(problem: Sight, rows: int, tiles: tuple[int, ...], every: tuple[int, ...]) -> Ints:
     """The counts of one height of query tiles, a row for each width of key tiles and number of them in a strip.
 
-    A row has seven counts for full query tiles, seven for the ragged one, the longest row, and the most visits of a
-    query tile. Remembered, because the
+    A row has seven counts for full query tiles, seven for the ragged one, the longest row, the most visits of a query
+    tile, the full and ragged ones of the first and of the last. Remembered, because the
     kernels and strategies of a search ask for the same ones.
     """
     import numpy as np
@@ -198,7 +204,8 @@ def _count(problem: Sight, rows: int, tiles: tuple[int, ...], every: tuple[int, 
     sums = [column.sum(axis=0) for column in table]
     ragged = [column[-1] * (problem.queries % rows > 0) for column in table]
     full = [total - of_last for total, of_last in zip(sums, ragged, strict=True)]
-    return np.stack([*full, *ragged, np.maximum(strip.max(axis=0), 1), trips.max(axis=0)], axis=1)
+    ends = [visits[place] for place in (0, -1) for visits in table[:2]]
+    return np.stack([*full, *ragged, np.maximum(strip.max(axis=0), 1), trips.max(axis=0), *ends], axis=1)
 
 
 def _edges(

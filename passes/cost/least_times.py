@@ -15,14 +15,15 @@ from __future__ import annotations
 from typing import Any
 
 from flatc.passes.cost.arrays import smaller
+from flatc.passes.cost.idle_ends import idle_ends
 from flatc.passes.cost.pipeline_times import Case, pipeline_times
 
 
 def least_times(case: Case, busy: dict[str, Any]) -> list[Any]:
     """Times below which no latency lies."""
-    to_array, to_vector, last_store = _ends(case)
+    idle = idle_ends(case)
     offchip = [time for name, time in busy.items() if name not in ("array", "vector")]
-    ends = [busy["array"] + to_array + last_store, busy["vector"] + to_vector + last_store]
+    ends = [busy[name] + idle[name] for name in ("array", "vector")]
     return [*offchip, *ends, *_waiting_cycles(case), *pipeline_times(case)]
 
 
@@ -58,47 +59,3 @@ def _waiting_cycles(case: Case) -> list[Any]:
 
 _NEVER = 1 << 40
 """Stands for slots that never bind: the tensor is loaded too seldom to count."""
-
-
-def _ends(case: Case) -> tuple[Any, Any, Any]:
-    """Cycles at the least: of the loads before the first array operation, before the first vector operation, and of the
-    store after the last one of either."""
-    loaded = _first_load_cycles(case)
-    # A sink waits for nothing: it is the vector unit's first operation.
-    to_vector = 0 if case.problem.sink is not None else loaded
-    return loaded, to_vector, _last_store_bytes(case) * case.prices.rate("result")
-
-
-def _first_load_cycles(case: Case) -> Any:
-    """Cycles of what is loaded before anything can be computed; a mask may leave the first tiles without work."""
-    p, c, s = case.problem, case.columns, case.structure
-    if p.mask is not None:
-        return 0
-    heads = c.batch * c.kv_head
-    if p.has("logit"):
-        keys = c.key if s.k_level == "key" else p.keys
-        rows = c.query if s.algorithm != "online" else smaller(c.query * s.interleave, p.queries)
-        width = heads * (s.d_qk or p.d_qk)
-        return case.prices.cycles({"q": width * (c.group * rows * p.q_bytes), "k": width * (keys * p.k_bytes)})
-    scores = c.group * c.query * (p.keys if s.algorithm == "rows" else c.key) * (heads * p.score_bytes)
-    if p.has("softmax"):
-        return case.prices.cycles({"scores": scores})
-    values = heads * ((c.key if s.v_level == "key" else p.keys) * p.d_v * p.v_bytes)
-    return case.prices.cycles({"scores": scores, "v": values})
-
-
-def _last_store_bytes(case: Case) -> Any:
-    """Bytes of the last tile of results; the last tile of each dimension may be ragged."""
-    p, c, s = case.problem, case.columns, case.structure
-    rows = _last(p.batch, c.batch) * _last(p.kv_heads, c.kv_head) * _last(p.group, c.group)
-    rows = rows * _last(p.queries, c.query * (s.interleave if s.algorithm == "online" else 1))
-    if p.has("attend"):
-        return rows * p.d_v * p.output_bytes
-    if p.mask is not None or s.is_product_rows(p):
-        return 0
-    return rows * (p.keys if s.algorithm == "rows" else _last(p.keys, c.key)) * p.probability_bytes
-
-
-def _last(size: int, tile: Any) -> Any:
-    ragged = size % tile
-    return ragged + tile * (ragged == 0)

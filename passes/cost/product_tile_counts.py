@@ -13,7 +13,7 @@ from flatc.passes.cost.primitive_costs import (
     chained_traffic,
     operand_traffic,
 )
-from flatc.passes.cost.tile_counts import Counts, TileKinds, tiles_along
+from flatc.passes.cost.tile_counts import Counts, LeastOf, TileKinds, tiles_along
 
 
 class ProductTileCounts(TileKinds):
@@ -26,8 +26,10 @@ class ProductTileCounts(TileKinds):
         self.largest: Any = self.columns.batch * 0
         self.rescaling: Any = 0
         self.tile_cycles: list[ArrayCycles] = []
+        self.end, self.waves = LeastOf(), LeastOf()
         if self.problem.has(name):
             self._add_product(name)
+        ends = {name: self.end.number, **({"waves": self.waves.number} if name == "attend" else {})}
         return Counts(
             self.work,
             product={name: self.busy},
@@ -35,6 +37,7 @@ class ProductTileCounts(TileKinds):
             awaited_skew={name: self.awaited_skew},
             largest={name: self.largest},
             rescaling=self.rescaling,
+            ends=ends if self.whole_rows else {},
             tile_cycles=tuple(self.tile_cycles),
         )
 
@@ -48,6 +51,7 @@ class ProductTileCounts(TileKinds):
                     for times, keys, depth in self._logit_tiles(query):
                         self._product("logit", MatmulTile(batch, m, keys, depth), count * times, count * 0)
                     continue
+                made: dict[int, ArrayCycles] = {}
                 for key, k_extent in enumerate(g.k_extents):
                     times = count * g.visits[query][key]
                     if not occurs(times):
@@ -56,14 +60,30 @@ class ProductTileCounts(TileKinds):
                     if self.product_rows:
                         waits = times * 0
                     if name == "logit":
-                        self._product("logit", MatmulTile(batch, m, k_extent, p.d_qk), times * self.passes, waits)
+                        tile = MatmulTile(batch, m, k_extent, p.d_qk)
+                        made[key] = self._product("logit", tile, times * self.passes, waits)
                     else:
                         width = p.d_v + self.structure.sums_in_attend
-                        skew = self._product("attend", MatmulTile(batch, m, width, k_extent), times, waits)
+                        made[key] = cycles = self._product(
+                            "attend", MatmulTile(batch, m, width, k_extent), times, waits
+                        )
                         if self.structure.chains_attends:
                             # Only the last tile of a row is ragged, and nobody rescales behind it.
                             later = g.strips[query] - g.nonempty[query] if key == 0 else 0
-                            self.rescaling = self.rescaling + skew * count * later
+                            self.rescaling = self.rescaling + (cycles.latency - cycles.busy) * count * later
+                if self.whole_rows:
+                    self._add_end(name, query, count, made)
+
+    def _add_end(self, name: str, query: int, count: Any, made: dict[int, ArrayCycles]) -> None:
+        """The logits of the first query tile, or the attends of the last, which may be these; key tiles by kind."""
+        g = self.geometry
+        tiles, is_end = (g.first, 1 - query) if name == "logit" else (g.last, self.is_last(query))
+        busy = sum(tiles[key] * cycles.busy for key, cycles in made.items())
+        waves = {key: cycles.latency - cycles.busy for key, cycles in made.items()}
+        ends_in_ragged = tiles[1] > 0
+        skew = waves.get(0, 0) * (1 - ends_in_ragged) + waves.get(1, 0) * ends_in_ragged
+        self.end.add(busy + skew, is_end * (count > 0))
+        self.waves.add(skew, is_end * (count > 0))
 
     def _strips_ending_in(self, query: int, key: int) -> Any:
         """How many strips end in a full or in a ragged tile: they wait for the last of their products only.
@@ -88,8 +108,8 @@ class ProductTileCounts(TileKinds):
             if depths and occurs(times)
         ]
 
-    def _product(self, name: str, tile: MatmulTile, times: Any, waits: Any) -> Any:
-        """Adds `times` products of one kind, `waits` of which somebody waits for; gives the skew of one."""
+    def _product(self, name: str, tile: MatmulTile, times: Any, waits: Any) -> ArrayCycles:
+        """Adds `times` products of one kind, `waits` of which somebody waits for; gives the cycles of one."""
         p, c, array = self.problem, self.columns, self.accelerator.array
         stationarity: str = getattr(self.structure, f"{name}_stationarity")
         fold = (getattr(c, f"{name}_fold_rows"), getattr(c, f"{name}_fold_columns"))
@@ -119,4 +139,4 @@ class ProductTileCounts(TileKinds):
             buffer_write_bytes=(results[1] + copied) * times,
             register_bytes=registers * times,
         )
-        return skew
+        return cycles

@@ -11,7 +11,7 @@ from typing import Any
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.frozen import frozen
-from flatc.passes.cost.arrays import occurs
+from flatc.passes.cost.arrays import occurs, smaller
 from flatc.passes.cost.key_geometry import KeyGeometry
 from flatc.passes.cost.mapping_columns import Columns, Structure
 from flatc.passes.cost.primitive_costs import ArrayCycles, Work
@@ -29,6 +29,9 @@ class Counts:
     work between logit and attend of the same scores, `vector_aside` the rest, of which `vector_finish` is what finished
     outputs need. `rescaling` is the part of it that
     stands between an attend and the next one of the same rows, and what these wait for the first.
+    `ends` are cycles at both ends of a kernel of whole rows, at the least: from the first `logit` until the scores of
+    the first query tile are there; from the last query tile's first `attend` until its outputs are there, and how long
+    after the array is free (`waves`); what finishes these (`finish`).
     `largest_row` is the share of what happens for a tile of query heads that its largest query tile has, at the most.
     `transfers` are loads and stores.
     """
@@ -43,6 +46,7 @@ class Counts:
     vector_finish: Any = 0
     rescaling: Any = 0
     largest_row: Any = 0
+    ends: dict[str, Any] = field(default_factory=dict[str, Any])
     tensor_bytes: dict[str, Any] = field(default_factory=dict[str, Any])
     transfers: tuple[Any, Any] = (0, 0)
     tile_cycles: tuple[ArrayCycles, ...] = ()
@@ -70,6 +74,7 @@ class Counts:
             _sum(self.vector_finish, other.vector_finish),
             _sum(self.rescaling, other.rescaling),
             _sum(self.largest_row, other.largest_row),
+            _sums(self.ends, other.ends),
             _sums(self.tensor_bytes, other.tensor_bytes),
             (_sum(self.transfers[0], other.transfers[0]), _sum(self.transfers[1], other.transfers[1])),
             (*self.tile_cycles, *other.tile_cycles),
@@ -95,6 +100,7 @@ class Counts:
             at(self.vector_finish),
             at(self.rescaling),
             at(self.largest_row),
+            each(self.ends),
             each(self.tensor_bytes),
             (at(self.transfers[0]), at(self.transfers[1])),
         )
@@ -134,6 +140,13 @@ class TileKinds:
         """Whether the softmax works on several key tiles at a time."""
         self.passes = 2 if structure.algorithm == "streamed" else 1
         """How often scores are made."""
+        self.whole_rows = structure.algorithm == "rows" and not self.product_rows
+        """Whether the softmax works on all visible keys of a query tile at once."""
+
+    def is_last(self, query: int) -> Any:
+        """1 where the last query tile is of this kind, else 0."""
+        ragged = self.geometry.q_counts[1]
+        return ragged if query else 1 - ragged
 
     def head_kinds(self) -> list[tuple[Any, Any, Any]]:
         """(how many, batch x kv heads in the tile, query heads per kv head) for each kind of head tile."""
@@ -146,6 +159,26 @@ class TileKinds:
                     if occurs(count):
                         kinds.append((count, batch * kv_head, group))
         return kinds
+
+
+class LeastOf:
+    """The least of some numbers, or columns of them, each of which counts where it is said to; 0 where none does."""
+
+    def __init__(self):
+        self._least: Any = _FAR
+
+    def add(self, number: Any, counts: Any) -> None:
+        """One more, where `counts` is 1."""
+        self._least = smaller(self._least, number + _FAR * (1 - counts))
+
+    @property
+    def number(self) -> Any:
+        """The least of all."""
+        return self._least * (self._least < _FAR)
+
+
+_FAR = 1 << 60
+"""Beyond all cycles."""
 
 
 def tiles_along(size: int, tile: Any) -> list[tuple[Any, Any]]:

@@ -20,7 +20,7 @@ from flatc.passes.cost.primitive_costs import (
     vector_energy_pj,
 )
 from flatc.passes.cost.score_costs import ScoreCosts
-from flatc.passes.cost.tile_counts import Counts, TileKinds, tiles_along
+from flatc.passes.cost.tile_counts import Counts, LeastOf, TileKinds, tiles_along
 from flatc.passes.cost.value_work import value_work
 
 
@@ -34,6 +34,7 @@ class VectorTileCounts(TileKinds):
         self.between: Any = zero
         self.aside: Any = zero
         self.finish: Any = zero
+        self.last_finish = LeastOf()
         self.rescaling: Any = 0
         self.busy = self.skew = self.awaited_skew = zero
         self._add_vector()
@@ -48,6 +49,7 @@ class VectorTileCounts(TileKinds):
             vector_finish=self.finish,
             rescaling=self.rescaling,
             largest_row=self._largest_row(),
+            ends={"finish": self.last_finish.number},
         )
 
     def _largest_row(self) -> Any:
@@ -274,9 +276,10 @@ class VectorTileCounts(TileKinds):
         if late or p.converts_output:
             tiles, extent = tiles_along(p.queries, self.columns.query * s.interleave)[query]
             acc, apart = p.accumulator_bytes, s.sums_in_attend
-            self.finish = self.finish + self._vector(
+            times = count * tiles
+            cycles = self._vector(
                 "cast" if not late else "divide_by_last" if apart else "divide",
-                count * tiles,
+                times,
                 heads * extent,
                 p.d_v,
                 reads=acc,
@@ -285,6 +288,8 @@ class VectorTileCounts(TileKinds):
                 converts=p.converts_output,
                 aside=True,
             )
+            self.finish = self.finish + cycles
+            self.last_finish.add(cycles / larger(times, 1), self.is_last(query) * (times > 0))
 
     def _vector(
         self,
