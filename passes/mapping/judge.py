@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from flatc.dialects.kernel_mapping import KernelMapping
 from flatc.passes.mapping.ranking import Objective, Ranking, latency_of, with_latency
-from flatc.passes.mapping.search import Choice, Choices, Rival
+from flatc.passes.mapping.search import Choice, Choices, Name, Rival
 
 MOST_SIMULATED = 10
 """How many mappings of a kernel are simulated at most: about 0.15 s. `Choice.open` says what was left."""
@@ -62,8 +62,8 @@ class Judge:
         self.choices, self.cycles, self.least, self.most, self.enough = choices, cycles, least, most, enough
         self.objective: Objective = objective
         self.factors: dict[int, float] = {}
-        self.tried: dict[KernelMapping, Ranking] = {}
-        """Those that had their turn, as the closed form ranks them."""
+        self.tried: set[Name] = set()
+        """Those that had their turn."""
         self.walked: list[Candidate] = []
         """Those that have a tighter bound and were not simulated."""
         self.seen: list[Candidate] = []
@@ -81,7 +81,7 @@ class Judge:
         assert self.leader is not None
         ranking, leader = self.leader
         total, rivals = self._rivals(ranking)
-        others = [one.ranking for one in rivals if one.make().mapping not in self.tried]
+        others = [one.ranking for one in rivals]
         faster = [one for one, _ in (*self.walked, *self.seen) if one < ranking]
         least = min([ranking, *others, *faster])[0]
         first = self.choices[0]
@@ -92,7 +92,7 @@ class Judge:
             dominated=first.dominated,
             priced=first.priced,
             simulated=self.simulated,
-            open=max(total, 0) + len(faster) if self.choices.complete else None,
+            open=total + len(faster) if self.choices.complete else None,
             gain=1 - least / ranking[0] if ranking[0] else 0.0,
         )
 
@@ -103,12 +103,11 @@ class Judge:
 
     # --- Turns ----------------------------------------------------------------------------------------------
 
-    def _first(self) -> Choice[KernelMapping]:
+    def _first(self) -> Rival[KernelMapping]:
         """The most promising of those that are nearly the best by closed form."""
-        best = self.choices[0]
-        slower = with_latency(best.ranking, self.objective, latency_of(best.ranking, self.objective) * NEARLY)
-        _, rivals = self.choices.before(slower, 1)
-        return min(rivals, key=_promise).make() if rivals else best
+        best = self.choices.best()
+        _, rivals = self.choices.before(self._times(best.ranking, NEARLY), 1)
+        return min(rivals, key=_promise) if rivals else best
 
     def _goes_on(self) -> bool:
         """Whether more may be simulated; one has to be."""
@@ -116,21 +115,18 @@ class Judge:
 
     def _take_turns(self) -> None:
         """Turns of those that may be better than the best known, as long as there is room."""
-        _, pool = self._rivals(self._best_known())
-        best = None
+        pool: list[Rival[KernelMapping]] = []
         while self._goes_on() and len(self.tried) < MOST_TURNS:
-            if best != self._best_known():
-                best = self._best_known()
-                pool = self._worthwhile(pool, best)
+            best = self._best_known()
+            pool = self._worthwhile(pool, best) or self._worthwhile(self._rivals(best)[1], best)
             if not pool:
                 return
-            self._turn(self._next_of(pool).make())
+            self._turn(self._next_of(pool))
 
-    def _turn(self, choice: Choice[KernelMapping]) -> None:
-        """Bounds a mapping, or simulates it where no tighter bound is known, unless it had its turn."""
-        if choice.mapping in self.tried:
-            return
-        self.tried[choice.mapping] = choice.ranking
+    def _turn(self, rival: Rival[KernelMapping]) -> None:
+        """Bounds a mapping, or simulates it where no tighter bound is known."""
+        self.tried.add(rival.name)
+        choice = rival.make()
         priced = latency_of(choice.ranking, self.objective)
         beyond = self._best_known()[0] if self.objective == "latency" else float("inf")
         least = self.least(choice.mapping, beyond)
@@ -176,7 +172,7 @@ class Judge:
         for rival in self._worthwhile(left, self.leader[0]):
             if self.enough():
                 return
-            self._turn(rival.make())
+            self._turn(rival)
         while not self.enough() and self._simulate_the_first():
             pass
 
@@ -204,8 +200,7 @@ class Judge:
 
     def _rivals(self, ranking: Ranking) -> tuple[int, list[Rival[KernelMapping]]]:
         """How many candidates without a turn may be better than a ranking, and the first of them."""
-        total, found = self.choices.before(ranking, MOST_SIMULATED + FEW_ENOUGH)
-        return total - sum(priced < ranking for priced in self.tried.values()), found
+        return self.choices.before(ranking, MOST_SIMULATED + FEW_ENOUGH, self.tried)
 
     def _worthwhile(self, pool: list[Rival[KernelMapping]], best: Ranking) -> list[Rival[KernelMapping]]:
         """Those that may be better by enough."""

@@ -41,10 +41,12 @@ from flatc.passes.mapping.ranking import Objective, Ranking, first_row, objectiv
 class Priced:
     """A mapping's ranking by closed form; the less `promise`, the more is expected of it (see `_promises`).
 
-    Far more mappings are ranked than tried, so the mapping itself is made when it is asked for.
+    Far more mappings are ranked than tried, so the mapping itself is made when it is asked for. `pair` is its number
+    among the candidates.
     """
 
     ranking: Ranking
+    pair: int
     make: Callable[[], Mapping]
     promise: Ranking = ()
 
@@ -234,6 +236,12 @@ class Ranked:
         order, promise = ([key[indices] for key in keys] for keys in (self.order, self.promise))
         return Ranked(self.candidates, self.pairs[indices], order, promise)
 
+    def but(self, pairs: Sequence[int]) -> Ranked:
+        """All but some of `Candidates.uses`."""
+        import numpy as np
+
+        return self.take(np.flatnonzero(~np.isin(self.pairs, pairs))) if pairs and self.total else self
+
     def first(self, most: int) -> list[Priced]:
         """The first `most` by ranking, and the first `most` by promise, each once."""
         import numpy as np
@@ -249,8 +257,8 @@ class Ranked:
 
     def _at(self, indices: Sequence[int]) -> list[Priced]:
         pairs, order, promise = self.pairs[indices].tolist(), rows(self.order, indices), rows(self.promise, indices)
-        make = self.candidates.mapping
-        return [Priced(*one) for one in zip(order, [partial(make, pair) for pair in pairs], promise, strict=True)]
+        make = [partial(self.candidates.mapping, pair) for pair in pairs]
+        return [Priced(*one) for one in zip(order, pairs, make, promise, strict=True)]
 
 
 _STEPS = 512

@@ -12,7 +12,7 @@ ranking of the best mapping it tells what would still have to be simulated befor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 from functools import partial
 from typing import Generic
@@ -68,17 +68,26 @@ class Choice(Generic[M]):
     kin: int = 0
 
 
+Name = tuple[int, int]
+"""Names a mapping without making it: its family, and its number there."""
+
+
 @frozen
 class Rival(Generic[M]):
-    """A mapping that may be better than another one: its ranking by closed form, its family, and how to make it.
+    """A mapping that may be better than another one: its ranking by closed form, its name, and how to make it.
 
     Mappings of less `promise` are simulated sooner.
     """
 
     ranking: Ranking
-    kin: int
+    name: Name
     make: Callable[[], Choice[M]]
     promise: Ranking = ()
+
+    @property
+    def kin(self) -> int:
+        """The number of the family."""
+        return self.name[0]
 
 
 class Choices(list[Choice[M]], Generic[M]):
@@ -86,10 +95,19 @@ class Choices(list[Choice[M]], Generic[M]):
 
     complete = False
 
-    def before(self, ranking: Ranking, most: int) -> tuple[int, list[Rival[M]]]:
-        """How many mappings rank before another by closed form, and of each family the first `most` to be tried."""
-        found = [choice for choice in self if choice.ranking < ranking]
-        return len(found), [Rival(choice.ranking, choice.kin, partial(_itself, choice)) for choice in found]
+    def best(self) -> Rival[M]:
+        """The best by closed form."""
+        return self._rival(0)
+
+    def before(self, ranking: Ranking, most: int, but: Set[Name] = frozenset()) -> tuple[int, list[Rival[M]]]:
+        """How many mappings rank before another by closed form, `but` some; of each family the first `most` to try."""
+        every = [self._rival(number) for number in range(len(self))]
+        found = [one for one in every if one.ranking < ranking and one.name not in but]
+        return len(found), found
+
+    def _rival(self, number: int) -> Rival[M]:
+        choice = self[number]
+        return Rival(choice.ranking, (choice.kin, number), partial(_itself, choice))
 
 
 def _itself(choice: Choice[M]) -> Choice[M]:
@@ -101,19 +119,23 @@ class _SpaceChoices(Choices[Mapping]):
 
     complete = True
 
-    def __init__(self, best: Choice[Mapping], candidates: list[tuple[PricedSpace, Candidates]]):
+    def __init__(self, best: Choice[Mapping], pair: int, candidates: list[tuple[PricedSpace, Candidates]]):
         super().__init__([best])
-        self._candidates = candidates
+        self._pair, self._candidates = pair, candidates
 
     @override
-    def before(self, ranking: Ranking, most: int) -> tuple[int, list[Rival[Mapping]]]:
+    def best(self) -> Rival[Mapping]:
+        return Rival(self[0].ranking, (self[0].kin, self._pair), partial(_itself, self[0]))
+
+    @override
+    def before(self, ranking: Ranking, most: int, but: Set[Name] = frozenset()) -> tuple[int, list[Rival[Mapping]]]:
         total = 0
         found: list[Rival[Mapping]] = []
         for kin, (space, candidates) in enumerate(self._candidates):
-            before = candidates.before(ranking)
+            before = candidates.before(ranking).but([number for of, number in but if of == kin])
             total += before.total
             for one in before.first(most):
-                found.append(Rival(one.ranking, kin, partial(_made, space.strategy, kin, one), one.promise))
+                found.append(Rival(one.ranking, (kin, one.pair), partial(_made, space.strategy, kin, one), one.promise))
         return total, found
 
 
@@ -155,7 +177,7 @@ def find_mappings(
     fitting = [(space, candidates) for space in every for candidates in space.families if candidates.size]
     kin, best = _first([candidates for _, candidates in fitting], objective)
     choice = replace(_made(fitting[kin][0].strategy, kin, best), **_counts(every, fitting))
-    return _SpaceChoices(choice, fitting)
+    return _SpaceChoices(choice, best.pair, fitting)
 
 
 SLACK = 1.05

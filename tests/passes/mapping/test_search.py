@@ -23,7 +23,7 @@ from flatc.passes.cost.primitive_costs import fold_limits, spatial_extents
 from flatc.passes.kernels.problem import AttentionProblem, match_kernel
 from flatc.passes.mapping.legal_mapping import check_mapping, product_tile
 from flatc.passes.mapping.map_space import columns, families, strip_families, strips, tiles
-from flatc.passes.mapping.search import OBJECTIVES, Objective, find_mapping, find_mappings
+from flatc.passes.mapping.search import OBJECTIVES, Name, Objective, find_mapping, find_mappings
 from flatc.passes.mapping.strip_space import FAR, FEWEST_STRIPS, MOST_UNEVEN_TILES
 from flatc.passes.simulation.simulator import peak_buffer_bytes
 from tests.support import UNFUSED, Shape, attention, fused, lower_mapped, schedule
@@ -206,6 +206,19 @@ def test_nothing_ranks_before_what_is_found(strategy: str):
     assert min(rival.ranking for rival in rivals) == found[0].ranking
     if strategy != "flat":  # which is the best of several, and these share mappings
         assert len({rival.make().mapping for rival in rivals}) == len(rivals) <= total
+
+
+def test_every_mapping_may_have_a_turn():
+    """Asked for again and again, but for those that were tried, all come out, each once, the first of all first."""
+    found = find_mappings(whole(SMALL), machine(), "online")
+    total, _ = found.before((math.inf,), most=1)
+    assert found.best().name in {rival.name for rival in found.before((math.inf,), most=1)[1]}
+    tried: set[Name] = set()
+    while len(tried) < total:
+        left, rivals = found.before((math.inf,), most=20, but=tried)
+        assert left == total - len(tried)
+        assert not tried & {rival.name for rival in rivals}
+        tried |= {rival.name for rival in rivals}
 
 
 # --- What is found fits -------------------------------------------------------------------------------
