@@ -27,8 +27,9 @@ from flatc.passes.cost.query_tiles import (
     query_tiles,
     strips_of,
 )
-from flatc.passes.cost.recurrence import Recurrence, Rounds, Saved, Work
+from flatc.passes.cost.recurrence import Recurrence, Rounds, Work
 from flatc.passes.cost.tick_prices import Times
+from flatc.passes.cost.trip_states import TripState
 from flatc.passes.cost.trip_steps import EDGE, FIRST, HEAD, HEADS, KEY, QUERY, STRIP, Pipeline, Ticks
 from flatc.passes.cost.visited_keys import every_row_sees_keys
 from flatc.passes.kernels.problem import AttentionProblem
@@ -83,8 +84,8 @@ _Heads = tuple[int, int, int]
 _Rows = tuple[_Heads, int]
 """A tile of heads and so many queries."""
 
-_Moment = tuple[_Heads, int, tuple[int, ...]]
-"""Heads, the place among the query tiles, and how far all times lie ahead of the first free resource."""
+_Moment = tuple[_Heads, int, TripState[Work]]
+"""Heads, the place among the query tiles, and the state behind the last trip."""
 
 WORTH_A_LOOK = 4
 """With more kinds of query tiles than these, it is worth remembering what followed a state."""
@@ -119,7 +120,7 @@ class _Walk:
         self._outside: dict[_Rows, Ticks] = {}
         self._strips_of: dict[tuple[_Rows, tuple[KeyTiles, ...]], Work] = {}
         self._of_width = [index for index, step in enumerate(self.steps) if not step.loop and step.name in ("X", "Y")]
-        self._followed: dict[_Moment, tuple[int, Saved]] = {}
+        self._followed: dict[_Moment, tuple[TripState[Work], int]] = {}
         self._tiles = tiles.parts
         least = (
             (tiles.count, 1 if isinstance(tiles, GrowingTiles) else self._trips_of(tiles)) for tiles in self._tiles
@@ -169,17 +170,17 @@ class _Walk:
             else:
                 self._alike(heads, tiles)
             if len(self._tiles) > WORTH_A_LOOK:
-                ahead, horizon = self.recurrence.moment()
-                moment = heads, place, ahead
+                state, since = self.recurrence.moment()
+                moment = heads, place, state
                 known = self._followed.get(moment)
                 if known is not None:
-                    before, end = known
-                    self.recurrence.go_to(end, horizon - before)
+                    end, later = known
+                    self.recurrence.go_to(end, since + later)
                     return
-                met.append((moment, horizon))
+                met.append((moment, since))
         if met:
-            end = self.recurrence.save()
-            self._followed |= {moment: (horizon, end) for moment, horizon in met}
+            end, now = self.recurrence.moment()
+            self._followed |= {moment: (end, now - since) for moment, since in met}
 
     def _alike(self, heads: _Heads, tiles: QueryTiles) -> None:
         body = (self._row if self.by_rows else self._strips if self.strip_tiles > 1 else self._stream)(heads, tiles)
@@ -219,7 +220,7 @@ class _Walk:
         self, heads: _Heads, tiles: GrowingTiles, at: tuple[int, int], moves: tuple[int, Sequence[int]]
     ) -> int:
         """How many kinds from an index on move on in periods as expected; as if they were taken."""
-        (index, period), before = at, self.recurrence.save()
+        (index, period), before = at, self.recurrence.moment()
         times, left = self.recurrence.all_times(), (tiles.count - index) // period - 1
         while left:
             later = index + left * period
@@ -228,7 +229,7 @@ class _Walk:
                 self._alike(heads, tiles[kind])
             if self.recurrence.all_times() == _grown(times, moves, left + 1):
                 return (left + 1) * period
-            self.recurrence.go_to(before, 0)
+            self.recurrence.go_to(*before)
             left //= 4
         return 0
 

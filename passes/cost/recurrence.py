@@ -34,6 +34,7 @@ from dataclasses import field
 from functools import partial
 
 from flatc.dialects.frozen import frozen
+from flatc.passes.cost.trip_states import TripState, TripStates
 from flatc.passes.cost.trip_steps import HEADS, KEY, LAST, NOTHING, Issue, Pipeline, Place, Scope, Ticks
 
 LONGEST_PERIOD = 8
@@ -95,18 +96,6 @@ class _Ending:
     above: tuple[int, ...]
 
 
-@frozen
-class Saved:
-    """All times of a pipeline at one moment, and what is under way in it."""
-
-    times: tuple[int, ...]
-    numbers: tuple[int, ...]
-    counters: dict[str, int]
-    window: tuple[Work, ...]
-    kinds: tuple[int, ...]
-    places: tuple[Place, ...]
-
-
 class Recurrence:
     """The times of a pipeline, moved on trip by trip and round by round."""
 
@@ -120,14 +109,30 @@ class Recurrence:
         stages = pipeline.deepest + 1
         self._window, self._kinds = (_IDLE,) * stages, (NOTHING,) * stages
         self._places: tuple[Place, ...] = (tuple(self._numbers),) * stages
+        self._entered, self._entries = tuple[int, ...](), ((),) * stages
+        """Levels of the tiles entered since the last trip, and before that trip and those before it."""
+        self._pending = tuple[int, ...]()
         self._endings: dict[Hashable, _Ending] = {}
+        self._states = TripStates[Work]()
+        self._met: TripState[Work] | None = None
+        """The state of the last `moment`, if nothing was done since but to enter tiles, which are `_pending`. Times are
+        as in this state from `_since` on; they are not written down yet but if `_written`."""
+        self._since, self._written = 0, True
         self.evenly = True
         """Whether all times moved on by the same wherever rounds were passed over, so that nothing was lost."""
 
     # --- Trips ----------------------------------------------------------------------------------------------
 
     def enter(self, level: int) -> None:
-        """The next tile of a level begins. What later stages will do with it has not been done yet."""
+        """The next tile of a level begins."""
+        self._entered = (*self._entered, level)
+        if self._met is None:
+            self._enter(level)
+        else:
+            self._pending = (*self._pending, level)
+
+    def _enter(self, level: int) -> None:
+        """What later stages will do with the tile has not been done yet."""
         self._numbers[level] += 1
         place = self._numbers[level] & self._mask
         for ring in self.pipeline.later_rings[level]:
@@ -138,9 +143,11 @@ class Recurrence:
 
         It is of the kind of the work, and also of `kind`.
         """
+        self._write()
         window = self._window = (work, *self._window[:-1])
         kinds = self._kinds = (work.kind | kind, *self._kinds[:-1])
         places = self._places = (tuple(self._numbers), *self._places[:-1])
+        self._entered, self._entries = (), (self._entered, *self._entries[:-1])
         for stage, loop, issues in self.pipeline.plan(kinds):
             if loop:
                 self._loop(loop, window[stage], places[stage])
@@ -151,6 +158,7 @@ class Recurrence:
         """When the last result is there, once all tiles are done."""
         for _ in range(self.pipeline.deepest):
             self.trip(_IDLE)
+        self._write()
         return max(self._times[self._results : 2 * self._results])
 
     def _issue(self, issues: Sequence[Issue], place: Place, ticks: Ticks) -> None:
@@ -197,41 +205,99 @@ class Recurrence:
             self._times[issues[0][1]] += (count - 2) * sum([ticks[index][0] for index, *_ in issues])
             self._issue(issues, at, ticks)
 
+    # --- Trips from states that were met before ---------------------------------------------------------------
+
+    def _follow(self, work: Work, kind: int, level: int) -> None:
+        """A trip: where it was taken from this state before, it ends as it ended then."""
+        state, since = self.moment()
+        self.enter(level)
+        trip = self._pending, work, kind
+        known = state.follows.get(trip)
+        if known is None:
+            self.trip(work, kind)
+            after, later = self.moment()
+            state.follows[trip] = after, later - since
+        else:
+            after, later = known
+            self.go_to(after, since + later)
+
+    def _follow_alike(self, count: int, work: Work, level: int) -> int:
+        """Alike trips, until a state comes again and all further rounds to it are passed over; how many are left."""
+        met: dict[TripState[Work], tuple[int, int]] = {}
+        for left in range(count - 1, -1, -1):
+            self._follow(work, 0, level)
+            state, since = self.moment()
+            before = met.get(state)
+            if before is not None:
+                period = before[0] - left
+                rounds = left // period
+                self.go_to(state, since + rounds * (since - before[1]))
+                for _ in range(left - rounds * period):
+                    self._follow(work, 0, level)
+                return 0
+            if len(met) > PATIENCE:
+                return left
+            met[state] = left, since
+        return 0
+
+    def _write(self) -> None:
+        """Writes down where trips have led to."""
+        state, self._met = self._met, None
+        if state is None:
+            return
+        if not self._written:
+            since, times, place = self._since, self._times, list(self._numbers)
+            times[:] = [0] * len(times)  # Some may be from rounds that were tried only.
+            indices = self.pipeline.scopes[HEADS].indices(place, self._counters)
+            for index, ahead in zip(indices, state.ahead, strict=True):
+                times[index] = since + ahead
+            self._window, self._kinds, self._entries, _ = state.flight
+            places: list[Place] = []
+            for entered in self._entries:
+                places.append(tuple(place))
+                for level in entered:
+                    place[level] -= 1
+            self._places, self._written = tuple(places), True
+        pending, self._pending = self._pending, ()
+        for level in pending:
+            self._enter(level)
+
     # --- Moments --------------------------------------------------------------------------------------------
 
-    def moment(self) -> tuple[tuple[int, ...], int]:
-        """How far all times lie ahead of the first free resource, and when that is free."""
-        horizon, ahead = self._state(self.pipeline.scopes[HEADS], self._numbers)
-        return ahead, horizon
+    def moment(self) -> tuple[TripState[Work], int]:
+        """The state of now, and when the first resource is free."""
+        if self._met is None:
+            times = self.pipeline.scopes[HEADS].read(self._times, self._numbers, self._counters)
+            since = self._since = min(times[: self._results])
+            ahead = tuple([time - since if time >= since else -1 for time in times])
+            self._met = self._states.find(ahead, (self._window, self._kinds, self._entries, self._entered))
+        return self._met, self._since
 
-    def save(self) -> Saved:
-        """Everything, to go back to."""
-        numbers, counters = tuple(self._numbers), dict(self._counters)
-        return Saved(tuple(self._times), numbers, counters, self._window, self._kinds, self._places)
-
-    def go_to(self, saved: Saved, later: int) -> None:
-        """To where the pipeline was before, but so much later."""
-        self._times[:] = [time + later for time in saved.times]
-        self._numbers[:] = saved.numbers
-        self._counters = dict(saved.counters)
-        self._window, self._kinds, self._places = saved.window, saved.kinds, saved.places
+    def go_to(self, state: TripState[Work], since: int) -> None:
+        """To a moment between trips in this state, at which the first resource is free."""
+        self._met, self._since, self._written = state, since, False
+        self._entered, self._pending = state.flight[3], ()
 
     def all_times(self) -> tuple[int, ...]:
         """All times that anything may still wait for, by resource and by how many tiles ago they are.
 
         A time before the first free resource counts as 0.
         """
+        if self._met is not None:
+            since = self._since
+            return tuple([since + ahead if ahead >= 0 else 0 for ahead in self._met.ahead])
         times = self.pipeline.scopes[HEADS].read(self._times, self._numbers, self._counters)
-        horizon = min(times[: len(self.pipeline.resources)])
-        return tuple([time if time >= horizon else 0 for time in times])
+        since = min(times[: self._results])
+        return tuple([time if time >= since else 0 for time in times])
 
     def move_to(self, times: Sequence[int], in_flight: Sequence[Work] = ()) -> None:
         """As if these were all times, and these the last trips, if any, the last of all first."""
+        self._write()
         for index, time in zip(self.pipeline.scopes[HEADS].indices(self._numbers, self._counters), times, strict=True):
             self._times[index] = time
         if in_flight:
             self._window = tuple(in_flight[: len(self._window)])
-            self._kinds = tuple(trip.kind for trip in self._window)
+            self._kinds = tuple([trip.kind for trip in self._window])
 
     # --- Rounds ---------------------------------------------------------------------------------------------
 
@@ -240,19 +306,28 @@ class Recurrence:
 
         The first of all is also of the kind `begins`, the last of the kind `LAST`.
         """
-        left = sum(part.count for part in parts)
+        scope = self.pipeline.scopes[level]
+        one = self._follow if len(scope.resources) == self._results else self._one
+        left = sum([part.count for part in parts])
         for part in parts:
-            count = part.count
+            count, work = part.count, part.work
             left -= count
             if begins and count:
-                self._one(part.work, begins | LAST * (count == 1 and not left), level)
+                one(work, begins | LAST * (count == 1 and not left), level)
                 begins, count = 0, count - 1
             ends = count > 0 and not left
             if count > ends:
-                take, late = partial(self._trips, part.work, level), self.pipeline.deepest + 1
-                self._repeat(count - ends, take, self.pipeline.scopes[level], late, self._numbers, part.work)
+                self._alike(count - ends, work, level)
             if ends:
-                self._one(part.work, LAST, level)
+                one(work, LAST, level)
+
+    def _alike(self, count: int, work: Work, level: int) -> None:
+        scope = self.pipeline.scopes[level]
+        if len(scope.resources) == self._results:
+            count = self._follow_alike(count, work, level)
+        if count:
+            late = self.pipeline.deepest + 1
+            self._repeat(count, partial(self._trips, work, level), scope, late, self._numbers, work)
 
     def _one(self, work: Work, kind: int, level: int) -> None:
         self.enter(level)
@@ -283,11 +358,13 @@ class Recurrence:
         Fewer rounds than `fewest` behind these are not compared. `what` is all that matters of a round: where that is
         known, rounds that begin in a state that was met before end as they ended then.
         """
+        self._write()
         left = count - late
         if left < (fewest if what is None else min(fewest, WORTH_REMEMBERING)):
             take(count)
             return
         take(late)
+        self._write()
         since, ahead = self._state(scope, place)
         key = None if what is None else (what, ahead, self._above(scope, place, since))
         known = self._known(key, left)
@@ -304,6 +381,7 @@ class Recurrence:
         rest = left - taken
         if key is not None and rest >= LONGEST_PERIOD:
             self._endings[key] = self._ending((taken, period, move), since, scope, place)
+        self._write()
         if rest:
             scope.shift(self._times, place, rest // period * move)
             take(rest % period)
@@ -317,6 +395,7 @@ class Recurrence:
             take(1)
             if taken == count:
                 break
+            self._write()
             now = self._state(scope, place)
             period, move = _even_move(history, now, count - taken)
             if period and move < now[0] - history[-period][0] and not forgot:

@@ -149,10 +149,22 @@ class Pipeline:
             plan = self._loop_plans[loop, kind] = LoopPlan(issues, _is_in_a_row(issues))
         return plan
 
-    def reach(self, name: str, level: int) -> int:
-        """So many tiles back of a level are the instances of a step that somebody waits for."""
-        waits = (wait for step in self.steps for wait in step.waits)
-        return max(wait.back for wait in waits if (wait.earlier, wait.level) == (name, level))
+    def awaited(self, name: str, level: int) -> range:
+        """How many tiles of a level before the last one entered are those whose instances of a step may be waited for
+        by trips to come, or, where the step is in a loop, by rounds of it to come.
+
+        In the next trip stage s works on the tile that was entered s trips ago, counting from that trip. Every trip
+        enters a tile of scores; of other levels a tile may go on for many trips.
+        """
+        (step,) = (step for step in self.steps if step.name == name)
+        waits = [
+            (later.stage, w.back) for later in self.steps for w in later.waits if (w.earlier, w.level) == (name, level)
+        ]
+        if level < KEY:
+            return range(max(max(stage - 1, 0) + back for stage, back in waits) + 1)
+        if step.loop:
+            return range(max(back for _, back in waits))
+        return range(step.stage, max(stage + back for stage, back in waits))
 
     @cached_property
     def scopes(self) -> dict[int, Scope]:
@@ -182,11 +194,11 @@ class Scope:
         self._pick_units = _pick(self._units)
         self._above = [(ring, level) for (_, level), ring in own.items() if level < least]
         self._spans = [(ring, ring + pipeline.ring_size) for (_, level), ring in own.items() if level >= least]
-        rings: dict[tuple[int, str], list[tuple[int, int]]] = {}
+        rings: dict[tuple[int, str], list[tuple[int, range]]] = {}
         for (name, level), ring in own.items():
             if level >= least:
                 counted = level, "" if inside or level != KEY else loops[name]
-                rings.setdefault(counted, []).append((ring, pipeline.reach(name, level) + pipeline.deepest + 1))
+                rings.setdefault(counted, []).append((ring, pipeline.awaited(name, level)))
         self._groups = [_Rings(level, loop, rings, self._mask) for (level, loop), rings in rings.items()]
 
     def read(self, times: list[int], place: Place, counters: dict[str, int]) -> tuple[int, ...]:
@@ -223,9 +235,9 @@ class Scope:
 
 
 class _Rings:
-    """Rings whose tiles are counted together: (where each begins, how many tiles back are read)."""
+    """Rings whose tiles are counted together: (where each begins, how many tiles back are those that are read)."""
 
-    def __init__(self, level: int, loop: str, rings: Sequence[tuple[int, int]], mask: int):
+    def __init__(self, level: int, loop: str, rings: Sequence[tuple[int, range]], mask: int):
         self.level, self.loop, self.rings, self._mask = level, loop, rings, mask
         self._picks: dict[int, tuple[Pick, list[int]]] = {}
 
@@ -242,16 +254,14 @@ class _Rings:
         number = (counters[self.loop] if self.loop else place[self.level]) & mask
         found = self._picks.get(number)
         if found is None:
-            indices = [
-                ring + (earlier & mask)
-                for ring, depth in self.rings
-                for earlier in range(number - depth + 1, number + 1)
-            ]
+            indices = [ring + (number - back & mask) for ring, awaited in self.rings for back in awaited]
             found = self._picks[number] = _pick(indices), indices
         return found
 
 
 def _pick(indices: Sequence[int]) -> Pick:
+    if not indices:
+        return lambda times: ()
     if len(indices) == 1:
         (index,) = indices
         return lambda times: (times[index],)

@@ -25,20 +25,23 @@ def test_a_trip_issues_the_steps_of_each_stage_that_its_tile_has():
 def test_there_is_a_ring_for_each_result_that_is_awaited():
     pipeline = Pipeline((LOAD, WORK))
     assert set(pipeline.rings) == {("work", KEY), ("load", KEY)}
-    assert pipeline.reach("work", KEY) == 2
+    assert pipeline.awaited("work", KEY) == range(1, 2)
+    assert pipeline.awaited("load", KEY) == range(1)
     assert pipeline.ring_size > 2 + pipeline.deepest
     assert pipeline.size == 2 * len(pipeline.resources) + 2 * pipeline.ring_size
 
 
 def test_a_scope_reads_what_its_rounds_may_wait_for_and_moves_all_of_it():
-    """Resources and their results, and of the ring of `work` the last instances up to two slots and a stage back."""
+    """Resources and their results, the load that the next trip works on, and the work that frees a slot for its load.
+
+    Behind tile 5, the next load is of tile 6 and waits for work 4; the next work is of tile 5 and waits for load 5.
+    """
     pipeline = Pipeline((LOAD, WORK))
     scope, times = pipeline.scopes[KEY], list(range(pipeline.size))
     place = (0, 0, 0, 5)
     read = scope.read(times, place, {})
     assert read == tuple(times[index] for index in scope.indices(place, {}))
-    ring = pipeline.rings["work", KEY]
-    assert {ring + number for number in (2, 3, 4, 5)} <= set(read)
+    assert set(read) == {0, 1, 2, 3, pipeline.rings["work", KEY] + 4, pipeline.rings["load", KEY] + 5}
     scope.shift(times, place, 100)
     assert scope.read(times, place, {}) == tuple(time + 100 for time in read)
 
