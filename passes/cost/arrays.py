@@ -19,9 +19,13 @@ else:
     Ints = Any
 
 
+NUMBER = (int, float)
+"""What is no column. A tuple: `int | float` would be made anew each time it is asked for."""
+
+
 def larger(one: Any, other: Any) -> Any:
     """The larger of two numbers, or of each pair of two columns."""
-    if isinstance(one, int | float) and isinstance(other, int | float):
+    if isinstance(one, NUMBER) and isinstance(other, NUMBER):
         return one if one >= other else other
     import numpy as np
 
@@ -30,7 +34,7 @@ def larger(one: Any, other: Any) -> Any:
 
 def largest(values: Iterable[Any], least: Any) -> Any:
     """The largest of some numbers, or of each row of some columns; `least` is one of them, and is overwritten."""
-    if isinstance(least, int | float):
+    if isinstance(least, NUMBER):
         return max(least, *values)
     import numpy as np
 
@@ -41,7 +45,7 @@ def largest(values: Iterable[Any], least: Any) -> Any:
 
 def smaller(one: Any, other: Any) -> Any:
     """The smaller of two numbers, or of each pair of two columns."""
-    if isinstance(one, int | float) and isinstance(other, int | float):
+    if isinstance(one, NUMBER) and isinstance(other, NUMBER):
         return one if one <= other else other
     import numpy as np
 
@@ -50,4 +54,4 @@ def smaller(one: Any, other: Any) -> Any:
 
 def occurs(times: Any) -> bool:
     """Whether a number, or any of a column, is not 0."""
-    return bool(times) if isinstance(times, int | float) else bool(times.any())
+    return bool(times) if isinstance(times, NUMBER) else bool(times.any())

@@ -15,9 +15,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
-from flatc.dialects.accelerator import Accelerator, Array, VectorUnit
+from flatc.dialects.accelerator import Accelerator, Array, VectorEnergies, VectorPrices, VectorUnit
 from flatc.dialects.frozen import frozen
 from flatc.passes.cost.value_work import VALUE_WORK, VectorWork, value_work
 
@@ -232,7 +233,15 @@ def vector_work(kind: str, *, reads: int, writes: int, converts: bool) -> Vector
         variant = "row_max_online"
     if kind == "exp" and writes == 2:
         variant = "exp_sum_online" if reads == 4 else "exp_sum"
-    work = value_work(kind, reads) if kind in VALUE_WORK else VECTOR_WORK[variant]
+    return _with_cast(_work_of(variant, reads), converts=converts)
+
+
+def _work_of(variant: str, reads: int = 1) -> VectorWork:
+    return value_work(variant, reads) if variant in VALUE_WORK else VECTOR_WORK[variant]
+
+
+def _with_cast(work: VectorWork, *, converts: bool) -> VectorWork:
+    """The work of an operation that also converts what it writes."""
     if converts and "cast" not in work.per_element:
         return replace(work, per_element=(*work.per_element, "cast"))
     return work
@@ -240,16 +249,72 @@ def vector_work(kind: str, *, reads: int, writes: int, converts: bool) -> Vector
 
 def vector_cycles(unit: VectorUnit, work: VectorWork, elements: Count, rows: Count) -> Count:
     """Cycles of one vector operation: ceil(count / lanes) x price, over all its operations."""
-    element_price = sum(getattr(unit.prices, name) for name in work.per_element)
-    row_price = sum(getattr(unit.prices, name) for name in work.per_row)
+    element_price, row_price = _total(unit.prices, work.per_element), _total(unit.prices, work.per_row)
     return ceil_divide(elements, unit.lanes) * element_price + ceil_divide(rows, unit.lanes) * row_price
 
 
 def vector_energy_pj(unit: VectorUnit, work: VectorWork, elements: Count, rows: Count) -> Any:
     """Energy of one vector operation: count x energy, over all its operations."""
-    per_element = sum(getattr(unit.energies_pj, name) for name in work.per_element)
-    per_row = sum(getattr(unit.energies_pj, name) for name in work.per_row)
-    return elements * per_element + rows * per_row
+    return elements * _total(unit.energies_pj, work.per_element) + rows * _total(unit.energies_pj, work.per_row)
+
+
+def _total(table: VectorPrices | VectorEnergies, operations: tuple[str, ...]) -> Any:
+    return sum(getattr(table, name) for name in operations)
+
+
+@frozen
+class KindPrice:
+    """What a kind of vector operation costs on one unit, looked up once for many tiles.
+
+    `element_cycles` and `row_cycles` are those of as many elements, or rows, as there are lanes; energies are of one,
+    `element_operations` are done on each element.
+    """
+
+    lanes: int
+    element_cycles: int
+    row_cycles: int
+    element_pj: float
+    row_pj: float
+    element_operations: int
+
+    def cycles(self, elements: Count, rows: Count) -> Count:
+        """`vector_cycles` of this kind."""
+        found: Count = 0
+        if self.element_cycles:
+            found = ceil_divide(elements, self.lanes) * self.element_cycles
+        return found + ceil_divide(rows, self.lanes) * self.row_cycles if self.row_cycles else found
+
+    def energy_pj(self, elements: Count, rows: Count) -> Any:
+        """`vector_energy_pj` of this kind."""
+        found = elements * self.element_pj
+        return found + rows * self.row_pj if self.row_pj else found
+
+
+class KindPrices(dict[tuple[str, bool], KindPrice]):
+    """Prices on one unit by kind, and by whether the operation converts what it writes."""
+
+    def __init__(self, unit: VectorUnit):
+        super().__init__()
+        self.unit = unit
+
+    def __missing__(self, key: tuple[str, bool]) -> KindPrice:
+        kind, converts = key
+        prices, energies, work = self.unit.prices, self.unit.energies_pj, _with_cast(_work_of(kind), converts=converts)
+        found = self[key] = KindPrice(
+            lanes=self.unit.lanes,
+            element_cycles=_total(prices, work.per_element),
+            row_cycles=_total(prices, work.per_row),
+            element_pj=_total(energies, work.per_element),
+            row_pj=_total(energies, work.per_row),
+            element_operations=len(work.per_element),
+        )
+        return found
+
+
+@lru_cache(maxsize=64)
+def kind_prices(unit: VectorUnit) -> KindPrices:
+    """The prices of kinds of vector operations on a unit, each found when it is first asked for."""
+    return KindPrices(unit)
 
 
 def repeated_elements(operand: Sequence[int], extents: Sequence[Count]) -> Count:

@@ -13,71 +13,93 @@ from flatc.passes.cost.primitive_costs import (
     chained_traffic,
     operand_traffic,
 )
-from flatc.passes.cost.tile_counts import Counts, LeastOf, TileKinds, tiles_along
+from flatc.passes.cost.tile_counts import Counts, HeadKind, LeastOf, TileKinds, kinds_along
 
 
-class ProductTileCounts(TileKinds):
-    """Adds up the products of one kind; `counts` gives the sums (see `Counts`)."""
+class ProductTileCounts:
+    """Adds up the products of one kind, logit or attend; `counts` gives the sums (see `Counts`)."""
 
-    def counts(self, name: Literal["logit", "attend"]) -> Counts:
-        """What logit or attend adds up to: nothing, where the kernel has none."""
-        self.work = Work()
-        self.busy = self.skew = self.awaited_skew = self.columns.batch * 0
-        self.largest: Any = self.columns.batch * 0
+    def __init__(self, tiles: TileKinds, name: Literal["logit", "attend"]):
+        self.tiles = tiles
+        self.name: Literal["logit", "attend"] = name
+        p, c, s = tiles.problem, tiles.columns, tiles.structure
+        self.array = tiles.accelerator.array
+        if name == "attend":
+            self.stationarity, self.fold = s.attend_stationarity, (c.attend_fold_rows, c.attend_fold_columns)
+            self.bytes = p.probability_bytes, p.v_bytes, p.accumulator_bytes
+        else:
+            self.stationarity, self.fold = s.logit_stationarity, (c.logit_fold_rows, c.logit_fold_columns)
+            self.bytes = p.q_bytes, p.k_bytes, p.score_bytes
+        attend = name == "attend"
+        sums = attend and s.add == "array" and not tiles.product_rows
+        self.accumulate = 1 - p.sums_at_once(c.key) if sums else tiles.product_rows
+        self.chained = attend and p.has("logit") and not p.converts_probabilities and not s.held
+        zero = c.batch * 0
+        self.macs: Any = 0
+        self.reads: Any = 0
+        self.writes: Any = 0
+        self.registers: Any = 0
+        self.busy = self.skew = self.awaited_skew = self.largest = zero
         self.rescaling: Any = 0
         self.tile_cycles: list[ArrayCycles] = []
         self.end, self.waves = LeastOf(), LeastOf()
-        if self.problem.has(name):
-            self._add_product(name)
+
+    def counts(self) -> Counts:
+        """What the products add up to: nothing, where the kernel has none."""
+        name, g = self.name, self.tiles.geometry
+        if self.tiles.problem.has(name):
+            queries = [(query, extent) for query, extent in enumerate(g.q_extents) if occurs(g.q_counts[query])]
+            for head in self.tiles.heads:
+                for query, extent in queries:
+                    if name == "logit" and self.tiles.product_rows:
+                        self._add_rows(head, query, extent)
+                    else:
+                        self._add_tiles(head, query, extent)
         ends = {name: self.end.number, **({"waves": self.waves.number} if name == "attend" else {})}
         return Counts(
-            self.work,
+            Work(
+                macs=self.macs,
+                buffer_read_bytes=self.reads,
+                buffer_write_bytes=self.writes,
+                register_bytes=self.registers,
+            ),
             product={name: self.busy},
             skew={name: self.skew},
             awaited_skew={name: self.awaited_skew},
             largest={name: self.largest},
             rescaling=self.rescaling,
-            ends=ends if self.whole_rows else {},
+            ends=ends if self.tiles.whole_rows else {},
             tile_cycles=tuple(self.tile_cycles),
         )
 
-    def _add_product(self, name: str) -> None:
-        """Array cycles and traffic of logit or attend."""
-        p, g = self.problem, self.geometry
-        for count, batch, group in self.head_kinds():
-            for query, q_extent in enumerate(g.q_extents):
-                m = group * q_extent
-                if name == "logit" and self.product_rows:
-                    for times, keys, depth in self._logit_tiles(query):
-                        self._product("logit", MatmulTile(batch, m, keys, depth), count * times, count * 0)
-                    continue
-                made: dict[int, ArrayCycles] = {}
-                for key, k_extent in enumerate(g.k_extents):
-                    times = count * g.visits[query][key]
-                    if not occurs(times):
-                        continue
-                    waits = count * self._strips_ending_in(query, key) if self.has_strips else times
-                    if self.product_rows:
-                        waits = times * 0
-                    if name == "logit":
-                        tile = MatmulTile(batch, m, k_extent, p.d_qk)
-                        made[key] = self._product("logit", tile, times * self.passes, waits)
-                    else:
-                        width = p.d_v + self.structure.sums_in_attend
-                        made[key] = cycles = self._product(
-                            "attend", MatmulTile(batch, m, width, k_extent), times, waits
-                        )
-                        if self.structure.chains_attends:
-                            # Only the last tile of a row is ragged, and nobody rescales behind it.
-                            later = g.strips[query] - g.nonempty[query] if key == 0 else 0
-                            self.rescaling = self.rescaling + (cycles.latency - cycles.busy) * count * later
-                if self.whole_rows:
-                    self._add_end(name, query, count, made)
+    def _add_tiles(self, head: HeadKind, query: int, extent: Any) -> None:
+        """The products of one kind of query tiles, over the keys that they visit."""
+        tiles = self.tiles
+        p, g = tiles.problem, tiles.geometry
+        count, batch, group = head
+        m, width = group * extent, p.d_v + tiles.structure.sums_in_attend
+        made: dict[int, ArrayCycles] = {}
+        for key, k_extent in enumerate(g.k_extents):
+            times = count * g.visits[query][key]
+            if not occurs(times):
+                continue
+            waits = count * self._strips_ending_in(query, key) if tiles.has_strips else times
+            if self.name == "logit":
+                made[key] = self._product(MatmulTile(batch, m, k_extent, p.d_qk), times * tiles.passes, waits)
+                continue
+            waits = times * 0 if tiles.product_rows else waits
+            made[key] = cycles = self._product(MatmulTile(batch, m, width, k_extent), times, waits)
+            if tiles.structure.chains_attends and key == 0:
+                # Only the last tile of a row is ragged, and nobody rescales behind it.
+                later = g.strips[query] - g.nonempty[query]
+                self.rescaling = self.rescaling + (cycles.latency - cycles.busy) * count * later
+        if tiles.whole_rows:
+            self._add_end(query, count, made)
 
-    def _add_end(self, name: str, query: int, count: Any, made: dict[int, ArrayCycles]) -> None:
+    def _add_end(self, query: int, count: Any, made: dict[int, ArrayCycles]) -> None:
         """The logits of the first query tile, or the attends of the last, which may be these; key tiles by kind."""
-        g = self.geometry
-        tiles, is_end = (g.first, 1 - query) if name == "logit" else (g.last, self.is_last(query))
+        g = self.tiles.geometry
+        tiles, is_end = (g.first, 1 - query) if self.name == "logit" else (g.last, self.tiles.is_last(query))
         busy = sum(tiles[key] * cycles.busy for key, cycles in made.items())
         waves = {key: cycles.latency - cycles.busy for key, cycles in made.items()}
         ends_in_ragged = tiles[1] > 0
@@ -90,53 +112,51 @@ class ProductTileCounts(TileKinds):
 
         A ragged tile is the last one of its row, and nothing but a full or a ragged tile ends a strip.
         """
-        g = self.geometry
+        g = self.tiles.geometry
         in_ragged = g.visits[query][1]
-        strips = g.nonempty[query] if self.structure.algorithm == "rows" else g.strips[query]
+        strips = g.nonempty[query] if self.tiles.structure.algorithm == "rows" else g.strips[query]
         return in_ragged if key else strips - in_ragged
 
-    def _logit_tiles(self, query: int) -> list[tuple[Any, Any, int]]:
-        """(how many, keys, depth) of the blocks that fill the rows of all query tiles of a kind."""
-        p, g, s = self.problem, self.geometry, self.structure
+    def _add_rows(self, head: HeadKind, query: int, extent: Any) -> None:
+        """The logits of one kind of query tiles whose rows of scores stay on chip without a softmax: blocks of them."""
+        tiles = self.tiles
+        p, g, s = tiles.problem, tiles.geometry, tiles.structure
+        count, batch, group = head
         keys = list(zip(g.visits[query], g.k_extents, strict=True))
         if s.k_level == "query":
-            keys = [(g.q_counts[query], self.columns.key * 0 + p.keys)]
-        return [
-            (times * depths, extent, depth)
-            for times, extent in keys
-            for depths, depth in tiles_along(p.d_qk, s.d_qk or p.d_qk)
-            if depths and occurs(times)
-        ]
+            keys = [(g.q_counts[query], tiles.columns.key * 0 + p.keys)]
+        for times, k_extent in keys:
+            if not occurs(times):
+                continue
+            for depths, depth in kinds_along(p.d_qk, s.d_qk or p.d_qk):
+                self._product(MatmulTile(batch, group * extent, k_extent, depth), count * (times * depths), count * 0)
 
-    def _product(self, name: str, tile: MatmulTile, times: Any, waits: Any) -> ArrayCycles:
+    def _product(self, tile: MatmulTile, times: Any, waits: Any) -> ArrayCycles:
         """Adds `times` products of one kind, `waits` of which somebody waits for; gives the cycles of one."""
-        p, c, array = self.problem, self.columns, self.accelerator.array
-        stationarity: str = getattr(self.structure, f"{name}_stationarity")
-        fold = (getattr(c, f"{name}_fold_rows"), getattr(c, f"{name}_fold_columns"))
-        cycles = array_cycles(array, stationarity, fold, tile)
-        self.tile_cycles.append(ArrayCycles(cycles.busy * (times > 0), cycles.latency * (times > 0)))
+        cycles = array_cycles(self.array, self.stationarity, self.fold, tile)
+        there = times > 0
+        latency = cycles.latency * there
+        self.tile_cycles.append(ArrayCycles(cycles.busy * there, latency))
         self.busy = self.busy + cycles.busy * times
-        self.largest = larger(self.largest, cycles.latency * (times > 0))
+        self.largest = larger(self.largest, latency)
         skew = cycles.latency - cycles.busy
         self.skew = self.skew + skew * times
         self.awaited_skew = self.awaited_skew + skew * waits
-        attend, held = name == "attend", self.structure.held
-        sums = attend and self.structure.add == "array" and not self.product_rows
-        accumulate = 1 - p.sums_at_once(c.key) if sums else self.product_rows
-        traffic = operand_traffic(array, stationarity, tile, accumulate=accumulate)
-        a, b, out = (
-            (p.probability_bytes, p.v_bytes, p.accumulator_bytes) if attend else (p.q_bytes, p.k_bytes, p.score_bytes)
-        )
-        chained = attend and p.has("logit") and not p.converts_probabilities and not held
-        copied = chained_traffic(array, tile) * a if chained else 0
-        first, results = traffic.a_reads * a, (traffic.c_reads * out, traffic.c_writes * out)
-        registers: Any = 0
-        if held:  # the scores, which attend reads and logit writes
-            registers, first, results = (first, 0, results) if attend else (sum(results), first, (0, 0))
-        self.work = self.work + Work(
-            macs=tile.batch * tile.m * tile.n * tile.k * times,
-            buffer_read_bytes=(first + traffic.b_reads * b + results[0] + copied) * times,
-            buffer_write_bytes=(results[1] + copied) * times,
-            register_bytes=registers * times,
-        )
+        self._moved(tile, times)
         return cycles
+
+    def _moved(self, tile: MatmulTile, times: Any) -> None:
+        """Adds the work of `times` products."""
+        traffic = operand_traffic(self.array, self.stationarity, tile, accumulate=self.accumulate)
+        a, b, out = self.bytes
+        first, read, written = traffic.a_reads * a, traffic.c_reads * out, traffic.c_writes * out
+        if self.tiles.structure.held:  # the scores, which attend reads and logit writes
+            registers = first if self.name == "attend" else read + written
+            self.registers = self.registers + registers * times
+            first, read, written = (0, read, written) if self.name == "attend" else (first, 0, 0)
+        if self.chained:
+            copied = chained_traffic(self.array, tile) * a
+            read, written = read + copied, written + copied
+        self.macs = self.macs + tile.batch * tile.m * tile.n * tile.k * times
+        self.reads = self.reads + (first + traffic.b_reads * b + read) * times
+        self.writes = self.writes + written * times

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache, reduce
+from functools import lru_cache
 from typing import Any, Literal
 
 from flatc.dialects.accelerator import Accelerator
@@ -16,7 +16,7 @@ from flatc.passes.cost.arrays import Ints
 from flatc.passes.cost.key_geometry import KeyGeometry, key_geometry
 from flatc.passes.cost.mapping_columns import Columns, Structure
 from flatc.passes.cost.product_tile_counts import ProductTileCounts
-from flatc.passes.cost.tile_counts import Counts
+from flatc.passes.cost.tile_counts import Counts, TileKinds, head_kinds, together
 from flatc.passes.cost.transfer_counts import TransferCounts
 from flatc.passes.cost.vector_tile_counts import VectorTileCounts
 from flatc.passes.kernels.problem import AttentionProblem
@@ -50,21 +50,13 @@ def relevant(part: Part, structure: Structure) -> Structure:
     return replace(structure, **without)
 
 
-def count_part(
-    part: Part,
-    problem: AttentionProblem,
-    accelerator: Accelerator,
-    structure: Structure,
-    columns: Columns,
-    geometry: KeyGeometry,
-) -> Counts:
+def count_part(part: Part, tiles: TileKinds) -> Counts:
     """What one part of the work of a column of mappings adds up to."""
-    case = problem, accelerator, structure, columns, geometry
     if part == "vector":
-        return VectorTileCounts(*case).counts()
+        return VectorTileCounts(tiles).counts()
     if part == "transfers":
-        return TransferCounts(*case).counts()
-    return ProductTileCounts(*case).counts(part)
+        return TransferCounts(tiles).counts()
+    return ProductTileCounts(tiles, part).counts()
 
 
 def count_all(
@@ -75,8 +67,8 @@ def count_all(
     geometry: KeyGeometry,
 ) -> Counts:
     """What a column of mappings adds up to."""
-    parts = (count_part(part, problem, accelerator, structure, columns, geometry) for part in PARTS)
-    return reduce(Counts.__add__, parts)
+    tiles = TileKinds(problem, accelerator, structure, columns, geometry)
+    return together(count_part(part, tiles) for part in PARTS)
 
 
 class SharedCounts:
@@ -98,6 +90,7 @@ class SharedCounts:
     ):
         self.problem, self.accelerator, self.tiles, self.folds = problem, accelerator, tiles, folds
         self.geometry = key_geometry(problem, tiles.query, tiles.key, tiles.rescaled_every)
+        self._heads = head_kinds(problem, tiles)
         self._parts: dict[tuple[Part, Structure], Counts] = {}
 
     def counts(self, structure: Structure, indices: Any = None) -> Counts:
@@ -105,7 +98,7 @@ class SharedCounts:
         parts = [self.part(part, structure) for part in PARTS]
         if indices is not None:
             parts = [part.take(indices) for part in parts]
-        return reduce(Counts.__add__, parts)
+        return together(parts)
 
     def part(self, part: Part, structure: Structure) -> Counts:
         """One part of the counts."""
@@ -117,6 +110,6 @@ class SharedCounts:
             if product in ("logit", "attend"):
                 rows, columns = self.folds(product, structure)
                 tiles = replace(tiles, **{f"{product}_fold_rows": rows, f"{product}_fold_columns": columns})
-            found = count_part(part, self.problem, self.accelerator, key, tiles, self.geometry)
-            self._parts[part, key] = found
+            kinds = TileKinds(self.problem, self.accelerator, key, tiles, self.geometry, self._heads)
+            found = self._parts[part, key] = count_part(part, kinds)
         return found

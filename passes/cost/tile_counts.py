@@ -6,12 +6,13 @@ Three files count them: `product_tile_counts` the products, `vector_tile_counts`
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import field
 from typing import Any
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.frozen import frozen
-from flatc.passes.cost.arrays import occurs, smaller
+from flatc.passes.cost.arrays import NUMBER, occurs, smaller
 from flatc.passes.cost.key_geometry import KeyGeometry
 from flatc.passes.cost.mapping_columns import Columns, Structure
 from flatc.passes.cost.primitive_costs import ArrayCycles, Work
@@ -63,22 +64,7 @@ class Counts:
         return self.vector_between + self.vector_aside
 
     def __add__(self, other: Counts) -> Counts:
-        return Counts(
-            Work(**_sums(vars(self.work), vars(other.work))),
-            _sums(self.product, other.product),
-            _sums(self.skew, other.skew),
-            _sums(self.awaited_skew, other.awaited_skew),
-            _sums(self.largest, other.largest),
-            _sum(self.vector_between, other.vector_between),
-            _sum(self.vector_aside, other.vector_aside),
-            _sum(self.vector_finish, other.vector_finish),
-            _sum(self.rescaling, other.rescaling),
-            _sum(self.largest_row, other.largest_row),
-            _sums(self.ends, other.ends),
-            _sums(self.tensor_bytes, other.tensor_bytes),
-            (_sum(self.transfers[0], other.transfers[0]), _sum(self.transfers[1], other.transfers[1])),
-            (*self.tile_cycles, *other.tile_cycles),
-        )
+        return together((self, other))
 
     def take(self, indices: Any) -> Counts:
         """The rows at `indices`, without `tile_cycles`."""
@@ -106,21 +92,57 @@ class Counts:
         )
 
 
-def _sum(left: Any, right: Any) -> Any:
-    """left + right; a part that has nothing to add takes no time."""
-    for one, other in ((left, right), (right, left)):
-        if not hasattr(one, "shape") and not one:
-            return other
-    return left + right
+def together(parts: Iterable[Counts]) -> Counts:
+    """What parts add up to."""
+    every = list(parts)
+    work = [vars(part.work) for part in every]
+    return Counts(
+        Work(*(_sum(numbers[name] for numbers in work) for name in work[0])),
+        _sums(part.product for part in every),
+        _sums(part.skew for part in every),
+        _sums(part.awaited_skew for part in every),
+        _sums(part.largest for part in every),
+        _sum(part.vector_between for part in every),
+        _sum(part.vector_aside for part in every),
+        _sum(part.vector_finish for part in every),
+        _sum(part.rescaling for part in every),
+        _sum(part.largest_row for part in every),
+        _sums(part.ends for part in every),
+        _sums(part.tensor_bytes for part in every),
+        (_sum(part.transfers[0] for part in every), _sum(part.transfers[1] for part in every)),
+        tuple(cycles for part in every for cycles in part.tile_cycles),
+    )
 
 
-def _sums(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
-    """Sums by name; what only one of the two has is kept."""
-    return left | {name: _sum(left.get(name, 0), number) for name, number in right.items()}
+def _sum(numbers: Iterable[Any]) -> Any:
+    """The sum of numbers or columns; a part that has nothing to add takes no time."""
+    found: Any = 0
+    for number in numbers:
+        if _is_nothing(found):
+            found = number
+        elif not _is_nothing(number):
+            found = found + number
+    return found
+
+
+def _is_nothing(number: Any) -> bool:
+    return isinstance(number, NUMBER) and not number
+
+
+def _sums(numbers: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Sums by name; what only one of them has is kept."""
+    found: dict[str, Any] = {}
+    for some in numbers:
+        for name, number in some.items():
+            found[name] = _sum((found[name], number)) if name in found else number
+    return found
 
 
 class TileKinds:
-    """The kinds of tiles that a column of mappings has, and how many there are of each."""
+    """The kinds of tiles that a column of mappings has, and how many there are of each.
+
+    `heads` may be given where it is known already.
+    """
 
     def __init__(
         self,
@@ -129,10 +151,12 @@ class TileKinds:
         structure: Structure,
         columns: Columns,
         geometry: KeyGeometry,
+        heads: list[HeadKind] | None = None,
     ):
         self.problem, self.accelerator = problem, accelerator
         self.structure, self.columns = structure, columns
         self.geometry = geometry
+        self.heads = head_kinds(problem, columns) if heads is None else heads
         self.product_rows = structure.is_product_rows(problem)
         self.shares_keys = structure.interleave > 1 and not self.product_rows
         """Whether interleaved query tiles of an online softmax share tiles of K and V."""
@@ -148,17 +172,23 @@ class TileKinds:
         ragged = self.geometry.q_counts[1]
         return ragged if query else 1 - ragged
 
-    def head_kinds(self) -> list[tuple[Any, Any, Any]]:
-        """(how many, batch x kv heads in the tile, query heads per kv head) for each kind of head tile."""
-        p, c = self.problem, self.columns
-        kinds: list[tuple[Any, Any, Any]] = []
-        for batches, batch in tiles_along(p.batch, c.batch):
-            for kv_tiles, kv_head in tiles_along(p.kv_heads, c.kv_head):
-                for groups, group in tiles_along(p.group, c.group):
-                    count = batches * kv_tiles * groups
-                    if occurs(count):
-                        kinds.append((count, batch * kv_head, group))
-        return kinds
+
+HeadKind = tuple[Any, Any, Any]
+"""(how many, batch x kv heads in the tile, query heads per kv head)"""
+
+
+def head_kinds(problem: AttentionProblem, columns: Columns) -> list[HeadKind]:
+    """Each kind of head tile that occurs."""
+    p, c = problem, columns
+    kinds: list[HeadKind] = []
+    kv_heads, groups = kinds_along(p.kv_heads, c.kv_head), kinds_along(p.group, c.group)
+    for batches, batch in kinds_along(p.batch, c.batch):
+        for kv_tiles, kv_head in kv_heads:
+            for group_tiles, group in groups:
+                count = batches * kv_tiles * group_tiles
+                if occurs(count):
+                    kinds.append((count, batch * kv_head, group))
+    return kinds
 
 
 class LeastOf:
@@ -185,3 +215,8 @@ def tiles_along(size: int, tile: Any) -> list[tuple[Any, Any]]:
     """(how many, extent) of the full tiles and of the ragged tile."""
     ragged = size % tile
     return [(size // tile, tile), ((ragged > 0) * 1, ragged)]
+
+
+def kinds_along(size: int, tile: Any) -> list[tuple[Any, Any]]:
+    """`tiles_along` that occur."""
+    return [(count, extent) for count, extent in tiles_along(size, tile) if occurs(count)]

@@ -5,42 +5,58 @@ What PEs do of the softmax is counted here too: it is the same work on another u
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from flatc.passes.cost.arrays import larger, occurs, smaller
 from flatc.passes.cost.primitive_costs import (
     VECTOR_WORK,
+    KindPrice,
     ScoreTile,
-    VectorWork,
     Work,
     ceil_divide,
+    kind_prices,
     pe_cycles,
-    vector_cycles,
-    vector_energy_pj,
 )
 from flatc.passes.cost.score_costs import ScoreCosts
-from flatc.passes.cost.tile_counts import Counts, LeastOf, TileKinds, tiles_along
-from flatc.passes.cost.value_work import value_work
+from flatc.passes.cost.tile_counts import Counts, HeadKind, LeastOf, TileKinds, tiles_along
+
+Visited = list[tuple[Any, Any]]
+"""How often each width of key tiles is visited: (times, keys), of those that are."""
 
 
-class VectorTileCounts(TileKinds):
+class VectorTileCounts:
     """Adds up vector cycles, counts and traffic of everything around the products (see `Counts`)."""
 
-    def counts(self) -> Counts:
-        """What the vector unit does, and PEs of the softmax."""
-        self.work = Work()
-        zero = self.columns.batch * 0
+    def __init__(self, tiles: TileKinds):
+        self.tiles = tiles
+        self.problem, self.structure = tiles.problem, tiles.structure
+        self.columns, self.geometry = tiles.columns, tiles.geometry
+        self.prices = kind_prices(tiles.accelerator.vector)
+        zero = tiles.columns.batch * 0
+        self.energy_pj: Any = zero * 0.0
+        self.elements: Any = zero
+        self.reads: Any = zero
+        self.writes: Any = zero
+        self.registers: Any = zero
         self.between: Any = zero
         self.aside: Any = zero
         self.finish: Any = zero
         self.last_finish = LeastOf()
         self.rescaling: Any = 0
         self.busy = self.skew = self.awaited_skew = zero
+
+    def counts(self) -> Counts:
+        """What the vector unit does, and PEs of the softmax."""
         self._add_vector()
         on_array = self.structure.held
         return Counts(
-            self.work,
+            Work(
+                vector_energy_pj=self.energy_pj,
+                vector_elements=self.elements,
+                buffer_read_bytes=self.reads,
+                buffer_write_bytes=self.writes,
+                register_bytes=self.registers,
+            ),
             product={"softmax": self.busy} if on_array else {},
             skew={"softmax": self.skew} if on_array else {},
             awaited_skew={"softmax": self.awaited_skew} if on_array else {},
@@ -62,86 +78,92 @@ class VectorTileCounts(TileKinds):
         if p.mask is None:
             return 1 / larger(p.queries // c.query, 1)
         rows = c.batch * c.kv_head * c.group * c.query
-        keys = (g.width + self.accelerator.vector.lanes / rows) / larger(g.strip_keys[0], 1)
+        keys = (g.width + self.tiles.accelerator.vector.lanes / rows) / larger(g.strip_keys[0], 1)
         visits = g.most_visits / larger(g.visits[0][0] + g.visits[0][1], 1)
         return smaller(larger(larger(keys, visits), p.keys % c.key > 0), 1)
 
     def _add_vector(self) -> None:
         """Vector cycles, counts and traffic of everything around the products."""
         p, g = self.problem, self.geometry
-        for count, batch, group in self.head_kinds():
+        for head in self.tiles.heads:
             for query, q_extent in enumerate(g.q_extents):
-                rows = batch * group * q_extent
-                self._score_ops(count, query, rows)
-                if p.mask is not None:
-                    self._mask(count, query, rows)
-                if p.has("softmax"):
-                    self._softmax(count, query, batch, group * q_extent)
-                if p.value_scale is not None:
-                    self._value_scale(count, query, rows)
+                if occurs(g.q_counts[query]):
+                    self._add_scores(head, query, q_extent)
                 if p.has("attend"):
-                    self._outputs(count, query, batch * group)
-        scores = ScoreCosts(p, self.structure.algorithm, self.structure.k_level, self.columns)
-        self.work = self.work + Work(buffer_read_bytes=scores.buffer_read_bytes(g))
+                    self._outputs(head, query)
+        if p.operands:
+            scores = ScoreCosts(p, self.structure.algorithm, self.structure.k_level, self.columns)
+            self.reads = self.reads + scores.buffer_read_bytes(g)
 
-    def _score_ops(self, count: Any, query: int, rows: Any) -> None:
+    def _add_scores(self, head: HeadKind, query: int, q_extent: Any) -> None:
+        """The work on the scores of one kind of query tiles."""
+        p, g = self.problem, self.geometry
+        count, batch, group = head
+        rows = batch * group * q_extent
+        visited = self._visited(count, g.visits[query])
+        self._score_ops(count, query, rows, visited)
+        if p.mask is not None:
+            self._mask(self._visited(count * self.tiles.passes, g.edges[query]), rows)
+        if p.has("softmax"):
+            self._softmax(count, query, batch, group * q_extent, visited)
+        if p.value_scale is not None:
+            size = p.probability_bytes  # the scales of values, on every tile of probabilities
+            for times, keys in visited:
+                self._vector("scale_columns", times, rows, keys, reads=size, writes=size)
+
+    def _visited(self, count: Any, visits: tuple[Any, Any]) -> Visited:
+        """What `count` tiles of heads visit, all together."""
+        found = zip(visits, self.geometry.k_extents, strict=True)
+        return [(count * times, keys) for times, keys in found if occurs(times)]
+
+    def _score_ops(self, count: Any, query: int, rows: Any, visited: Visited) -> None:
         """The steps that scores take, on every tile that is visited, and the sink, on every row."""
-        g, p = self.geometry, self.problem
+        p, score = self.problem, self.problem.score_bytes
         for step in p.score_ops:
-            looked_up = sum(operand.element_bytes for operand in step.operands if operand.buckets)
-            for key, k_extent in enumerate(g.k_extents):
-                times = count * g.visits[query][key] * self.passes
-                self._vector(step.kind, times, rows, k_extent, reads=p.score_bytes + looked_up, writes=p.score_bytes)
+            reads = score + sum(operand.element_bytes for operand in step.operands if operand.buckets)
+            for times, keys in visited:
+                self._vector(step.kind, times * self.tiles.passes, rows, keys, reads=reads, writes=score)
         if p.sink is not None:
-            times, score = count * g.q_counts[query], p.score_bytes
-            self._vector("sink", times, rows, 1, reads=0, row_reads=score, row_writes=2 * score, aside=True)
+            times = count * self.geometry.q_counts[query]
+            self._vector("sink", times, rows, 1, row_reads=score, row_writes=2 * score, aside=True)
 
-    def _value_scale(self, count: Any, query: int, rows: Any) -> None:
-        """The scales of values, on every tile of probabilities."""
-        g, size = self.geometry, self.problem.probability_bytes
-        for key, k_extent in enumerate(g.k_extents):
-            self._vector("scale_columns", count * g.visits[query][key], rows, k_extent, reads=size, writes=size)
+    def _mask(self, masked: Visited, rows: Any) -> None:
+        """Tiles with an edge of the mask on them."""
+        held, score = self.structure.held, self.problem.score_bytes
+        size, registers = (0, 2 * score) if held else (score, 0)
+        for times, keys in masked:
+            self._vector("mask", times, rows, keys, reads=size, writes=size, registers=registers, aside=True)
 
-    def _mask(self, count: Any, query: int, rows: Any) -> None:
-        g, p = self.geometry, self.problem
-        for key, k_extent in enumerate(g.k_extents):
-            times = count * g.edges[query][key] * self.passes
-            size = 0 if self.structure.held else p.score_bytes
-            registers = 2 * p.score_bytes if self.structure.held else 0
-            self._vector("mask", times, rows, k_extent, reads=size, writes=size, registers=registers, aside=True)
-
-    def _softmax(self, count: Any, query: int, batch: Any, m: Any) -> None:
+    def _softmax(self, count: Any, query: int, batch: Any, m: Any, visited: Visited) -> None:
         """The softmax of `batch` x `m` rows."""
-        p, g, rows = self.problem, self.geometry, batch * m
-        if self.structure.algorithm == "rows":
+        s, rows = self.structure, batch * m
+        if s.algorithm == "rows":
             self._softmax_rows(count, query, rows)
             return
-        if self.structure.held:
-            for key, k_extent in enumerate(g.k_extents):
-                self._held_softmax(count * g.visits[query][key], ScoreTile(batch, m, k_extent))
-            self._rescale(count, query, rows)
-            return
-        if self.structure.in_strips:
+        if s.held:
+            for times, keys in visited:
+                self._held_softmax(times, ScoreTile(batch, m, keys))
+        elif s.in_strips:
             self._strips(count, query, rows)
+        else:
+            for times, keys in visited:
+                self._softmax_tile(times, rows, keys)
+        if s.algorithm == "online":
             self._rescale(count, query, rows)
-            return
-        score, out = p.score_bytes, p.probability_bytes
-        for key, k_extent in enumerate(g.k_extents):
-            times = count * g.visits[query][key]
-            self._vector("row_max_online", times, rows, k_extent, reads=score, row_reads=score, row_writes=2 * score)
-            streamed = self.structure.algorithm == "streamed"
-            if self.structure.sums_in_attend:
-                self._exp("exp", times, rows, k_extent, row_reads=1, row_writes=0, final=True)
-            else:
-                self._exp("exp_sum_online", times, rows, k_extent, row_reads=3, row_writes=1, final=not streamed)
-            if streamed:
-                self._exp("exp", times, rows, k_extent, row_reads=1, row_writes=0, final=False)
-                converts = p.converts_probabilities
-                self._vector(
-                    "divide", times, rows, k_extent, reads=score, writes=out, row_reads=score, converts=converts
-                )
-        if self.structure.algorithm == "online":
-            self._rescale(count, query, rows)
+
+    def _softmax_tile(self, times: Any, rows: Any, keys: Any) -> None:
+        """Maximum, exponentials and sum of tiles of scores, one by one; of a streamed softmax the probabilities too."""
+        p, score = self.problem, self.problem.score_bytes
+        streamed = self.structure.algorithm == "streamed"
+        self._vector("row_max_online", times, rows, keys, reads=score, row_reads=score, row_writes=2 * score)
+        if self.structure.sums_in_attend:
+            self._exp("exp", times, rows, keys, row_reads=1, row_writes=0, final=True)
+        else:
+            self._exp("exp_sum_online", times, rows, keys, row_reads=3, row_writes=1, final=not streamed)
+        if streamed:
+            self._exp("exp", times, rows, keys, row_reads=1, row_writes=0, final=False)
+            out, converts = p.probability_bytes, p.converts_probabilities
+            self._vector("divide", times, rows, keys, reads=score, writes=out, row_reads=score, converts=converts)
 
     def _strips(self, count: Any, query: int, rows: Any) -> None:
         """Maximum, exponentials and sum of the strips of a kind of query tiles."""
@@ -213,15 +235,16 @@ class VectorTileCounts(TileKinds):
             converts = kind == "exp" and self.problem.converts_probabilities
             self._vector(kind, times, rows, tile.keys, converts=converts, registers=registers, **bytes)
             return
-        c, work = self.columns, VECTOR_WORK[kind]
+        c = self.columns
         fold = (c.attend_fold_rows, c.attend_fold_columns)
-        cycles = pe_cycles(self.accelerator.array, work.per_element, fold, tile)
+        cycles = pe_cycles(self.tiles.accelerator.array, VECTOR_WORK[kind].per_element, fold, tile)
         self.busy = self.busy + cycles.busy * times
         skew = (cycles.latency - cycles.busy) * times
         self.skew = self.skew + skew
         if kind == "tile_max":
             self.awaited_skew = self.awaited_skew + skew
-        self._count(work, times, rows, tile.keys, registers=registers, **bytes)
+        price, of_rows = self.prices[kind, False], rows * times
+        self._count(price, of_rows * tile.keys, of_rows, registers=registers, **bytes)
 
     def _exp(
         self, kind: str, times: Any, rows: Any, width: Any, *, row_reads: int, row_writes: int, final: bool
@@ -267,20 +290,32 @@ class VectorTileCounts(TileKinds):
             )
 
     def _strip(self, kind: str, times: Any, tiles: Any, rows: Any, width: Any, **bytes: Any) -> None:
-        self._vector(kind, times, rows, width, rounded=self.geometry.constant_width is not None, tiles=tiles, **bytes)
+        """Adds an operation on `times` strips of rows x width; where they differ in length, there are `tiles` of them.
 
-    def _outputs(self, count: Any, query: int, heads: Any) -> None:
+        Then `times` x width is their total length, and the last partly filled vector of each is not rounded up.
+        """
+        if self.geometry.constant_width is not None:
+            self._vector(kind, times, rows, width, **bytes)
+            return
+        converts: bool = bytes.pop("converts", False)
+        price, elements = self.prices[kind, converts], rows * width * times
+        of_elements = ceil_divide(elements, max(price.lanes, 1)) * price.element_cycles
+        self.between = self.between + of_elements + price.cycles(0, rows) * tiles
+        self._count(price, elements, rows * tiles, **bytes)
+
+    def _outputs(self, head: HeadKind, query: int) -> None:
         """Division or conversion of the finished outputs of a kind of query tiles, or of blocks of them."""
         p, s = self.problem, self.structure
         late = p.has("softmax") and s.divide == "late"
         if late or p.converts_output:
+            count, batch, group = head
             tiles, extent = tiles_along(p.queries, self.columns.query * s.interleave)[query]
             acc, apart = p.accumulator_bytes, s.sums_in_attend
             times = count * tiles
             cycles = self._vector(
                 "cast" if not late else "divide_by_last" if apart else "divide",
                 times,
-                heads * extent,
+                batch * group * extent,
                 p.d_v,
                 reads=acc,
                 writes=p.output_bytes,
@@ -289,7 +324,7 @@ class VectorTileCounts(TileKinds):
                 aside=True,
             )
             self.finish = self.finish + cycles
-            self.last_finish.add(cycles / larger(times, 1), self.is_last(query) * (times > 0))
+            self.last_finish.add(cycles / larger(times, 1), self.tiles.is_last(query) * (times > 0))
 
     def _vector(
         self,
@@ -300,56 +335,45 @@ class VectorTileCounts(TileKinds):
         *,
         converts: bool = False,
         aside: bool = False,
-        rounded: bool = True,
-        tiles: Any = None,
-        **bytes: Any,
+        **bytes: int,
     ) -> Any:
-        """Adds `times` operations over tiles of rows x width; `tiles` of them share the row work, if given.
-
-        `bytes` are those of `_count`. Gives the cycles of all.
-        """
+        """Adds `times` operations over tiles of rows x width, with the `bytes` of `_count`. Gives the cycles of all."""
         if not occurs(times):
             return 0
-        unit, work = self.accelerator.vector, value_work(kind, 2) if kind == "add" else VECTOR_WORK[kind]
-        if converts and "cast" not in work.per_element:
-            work = VectorWork((*work.per_element, "cast"), work.per_row)
-        elements = rows * width
-        if rounded:
-            cycles = vector_cycles(unit, work, elements, rows) * times
-        else:
-            of_rows = vector_cycles(unit, replace(work, per_element=()), 0, rows) * (times if tiles is None else tiles)
-            price = sum(getattr(unit.prices, name) for name in work.per_element)
-            cycles = ceil_divide(elements * times, max(unit.lanes, 1)) * price + of_rows
+        price, elements = self.prices[kind, converts], rows * width
+        cycles = price.cycles(elements, rows) * times
         if aside:
             self.aside = self.aside + cycles
         else:
             self.between = self.between + cycles
-        self._count(work, times, rows, width, row_times=times if tiles is None else tiles, **bytes)
+        self._count(price, elements * times, rows * times, **bytes)
         return cycles
 
     def _count(
         self,
-        work: VectorWork,
-        times: Any,
+        price: KindPrice,
+        elements: Any,
         rows: Any,
-        width: Any,
         *,
-        row_times: Any = None,
         reads: int = 0,
         writes: int = 0,
         row_reads: int = 0,
         row_writes: int = 0,
         registers: int = 0,
     ) -> None:
-        """Adds what `times` operations over rows x width elements read, write and spend.
+        """Adds what operations on so many elements and rows read, write and spend.
 
         The numbers are bytes of each element and of each row in the buffer, and of each element in registers.
         """
-        elements, row_times = rows * width * times, times if row_times is None else row_times
-        self.work = self.work + Work(
-            vector_energy_pj=vector_energy_pj(self.accelerator.vector, work, elements, rows * row_times),
-            vector_elements=elements * len(work.per_element),
-            buffer_read_bytes=elements * reads + rows * row_times * row_reads,
-            buffer_write_bytes=elements * writes + rows * row_times * row_writes,
-            register_bytes=elements * registers,
-        )
+        self.energy_pj = self.energy_pj + price.energy_pj(elements, rows)
+        self.elements = self.elements + elements * price.element_operations
+        if reads:
+            self.reads = self.reads + elements * reads
+        if row_reads:
+            self.reads = self.reads + rows * row_reads
+        if writes:
+            self.writes = self.writes + elements * writes
+        if row_writes:
+            self.writes = self.writes + rows * row_writes
+        if registers:
+            self.registers = self.registers + elements * registers

@@ -29,7 +29,7 @@ from flatc.passes.cost.closed_form import busy_cycles, total_work
 from flatc.passes.cost.mapping_columns import Columns, Structure
 from flatc.passes.cost.primitive_costs import MatmulTile, Work, energy_pj, largest_folds
 from flatc.passes.cost.shared_counts import PARTS, Part, SharedCounts, relevant
-from flatc.passes.cost.tile_counts import Counts
+from flatc.passes.cost.tile_counts import Counts, together
 from flatc.passes.cost.transfer_prices import TransferPrices
 from flatc.passes.kernels.problem import AttentionProblem
 from flatc.passes.mapping.map_space import Family
@@ -53,7 +53,7 @@ class Uses:
 
     def counts(self, pairs: Ints) -> Counts:
         """What some pairs add up to."""
-        return reduce(Counts.__add__, (counts.take(rows[pairs]) for counts, rows in self.parts))
+        return together(counts.take(rows[pairs]) for counts, rows in self.parts)
 
 
 _ROUNDED_DOWN = 1 - 2**-40
