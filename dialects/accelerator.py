@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import is_dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Annotated, Any, Literal, cast
 
 from xdsl.dialects.builtin import ModuleOp
@@ -246,23 +247,23 @@ class Accelerator:
         check_fields(self)
         _check_names("Accelerator.sources", [path for path, _ in self.sources], ("all", *field_paths()))
 
-    @property
+    @cached_property
     def cycles_per_byte_read(self) -> Fraction:
         """Cycles that a byte read from off-chip memory holds its channel."""
         return Fraction(self.clock_hz, self.offchip.read_bytes_per_second)
 
-    @property
+    @cached_property
     def cycles_per_byte_written(self) -> Fraction:
         """Cycles that a byte written to off-chip memory holds its channel."""
         return Fraction(self.clock_hz, self.offchip.write_bytes_per_second)
 
-    @property
+    @cached_property
     def buffer_cycles_per_byte(self) -> Fraction:
         """Cycles that a byte holds one port of the buffer: 0 when the buffer never limits."""
         bandwidth = self.buffer.bandwidth_bytes_per_second
         return Fraction(self.clock_hz, bandwidth) if bandwidth else Fraction(0)
 
-    @property
+    @cached_property
     def cycles_per_byte_copied(self) -> Fraction:
         """Cycles of a byte that is copied within the buffer: read and written, at once where there are two ports."""
         return self.buffer_cycles_per_byte * (2 if self.buffer.ports == 1 else 1)

@@ -132,20 +132,24 @@ def tight_form(problem: AttentionProblem, accelerator: Accelerator, mapping: Map
         form = evaluate(problem, accelerator, structure, numbers, counts, peak_bytes)
         if walked is not None:
             form = replace(form, latency_cycles=max(form.latency_cycles, walked.cycles))
-    return ClosedForm(
-        latency_cycles=_column(form.latency_cycles),
-        busy_cycles={name: _column(cycles) for name, cycles in form.busy_cycles.items()},
-        tensor_bytes={role: _column(size) for role, size in form.tensor_bytes.items()},
-        peak_buffer_bytes=_column(form.peak_buffer_bytes),
-        work=Work(**{name: _column(count) for name, count in vars(form.work).items()}),
-        energy_pj=_column(form.energy_pj),
-    )
+    return _as_columns(form)
 
 
-def _column(number: float) -> Any:
+def _as_columns(form: ClosedForm) -> ClosedForm:
+    """A closed form of numbers as one of columns of one."""
     import numpy as np
 
-    return np.array([number])
+    def column(number: float) -> Any:
+        return np.array([number])
+
+    return ClosedForm(
+        latency_cycles=column(form.latency_cycles),
+        busy_cycles={name: column(cycles) for name, cycles in form.busy_cycles.items()},
+        tensor_bytes={role: column(size) for role, size in form.tensor_bytes.items()},
+        peak_buffer_bytes=column(form.peak_buffer_bytes),
+        work=Work(*map(column, vars(form.work).values())),
+        energy_pj=column(form.energy_pj),
+    )
 
 
 def evaluate_mapping(problem: AttentionProblem, accelerator: Accelerator, mapping: Mapping) -> ClosedForm:
