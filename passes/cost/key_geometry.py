@@ -130,7 +130,7 @@ def _widest(problem: Sight, rows: int, tiles: tuple[int, ...]) -> Ints:
     import numpy as np
 
     live, _ = bounds_of(problem)
-    tile, at = np.array(tiles, dtype=np.int64), _query_tiles(problem, rows)
+    tile, at = np.array(tiles, dtype=np.int64), query_tiles_at(problem, rows)
     if live.gap is None:
         # A query tile that visits nothing that the next one does not visit is no longer than that one.
         lower, upper = ((at["start"] * 0 + bound.evaluate(at))[:, 0] for bound in (live.lower, live.upper))
@@ -140,7 +140,7 @@ def _widest(problem: Sight, rows: int, tiles: tuple[int, ...]) -> Ints:
     return np.maximum(_strip_keys(problem, tile, lower, upper).max(axis=0), 1)
 
 
-def _query_tiles(problem: Sight, rows: int) -> dict[str, Ints]:
+def query_tiles_at(problem: Sight, rows: int) -> dict[str, Ints]:
     """The first and last row of each query tile, downwards."""
     import numpy as np
 
@@ -193,12 +193,12 @@ def _count(problem: Sight, rows: int, tiles: tuple[int, ...], every: tuple[int, 
 
     live, edge = bounds_of(problem)
     # Query tiles go down, widths of key tiles across.
-    tile, at = np.array(tiles, dtype=np.int64), _query_tiles(problem, rows)
+    tile, at = np.array(tiles, dtype=np.int64), query_tiles_at(problem, rows)
     lower, upper = trips_of(live, at, tile)
     trips = np.maximum(upper - lower, 0)
     last_is_ragged = (trips > 0) & (upper == -(-problem.keys // tile)) & (problem.keys % tile > 0)
     strip = _strip_keys(problem, tile, lower, upper)
-    masked, masked_ragged = _edges(problem, edge, at, lower, upper, tile, last_is_ragged)
+    masked, masked_ragged = edges_of(problem, edge, at, lower, upper, tile, last_is_ragged)
     strips = -(-trips // np.array(every, dtype=np.int64))
     table = [trips - last_is_ragged, last_is_ragged, masked - masked_ragged, masked_ragged, trips > 0, strip, strips]
     sums = [column.sum(axis=0) for column in table]
@@ -208,7 +208,7 @@ def _count(problem: Sight, rows: int, tiles: tuple[int, ...], every: tuple[int, 
     return np.stack([*full, *ragged, np.maximum(strip.max(axis=0), 1), trips.max(axis=0), *ends], axis=1)
 
 
-def _edges(
+def edges_of(
     problem: Sight, edge: LiveKeys, at: dict[str, Ints], lower: Ints, upper: Ints, tile: Ints, last_is_ragged: Ints
 ) -> tuple[Ints, Ints]:
     """For each query tile: how many visited key tiles are masked, and whether the ragged one is among them."""

@@ -17,13 +17,14 @@ from typing import Any
 from flatc.passes.cost.arrays import smaller
 from flatc.passes.cost.idle_ends import idle_ends
 from flatc.passes.cost.pipeline_times import Case, pipeline_times
+from flatc.passes.cost.strip_waits import cycles_of_waiting
 
 
 def least_times(case: Case, busy: dict[str, Any]) -> list[Any]:
     """Times below which no latency lies."""
     idle = idle_ends(case)
     offchip = [time for name, time in busy.items() if name not in ("array", "vector")]
-    ends = [busy[name] + idle[name] for name in ("array", "vector")]
+    ends = [busy["array"] + idle["array"], busy["vector"] + idle["vector"] + cycles_of_waiting(case)]
     return [*offchip, *ends, *_waiting_cycles(case), *pipeline_times(case)]
 
 
