@@ -118,7 +118,7 @@ class _Walk:
         self._edge = 0 if self.strip_tiles > 1 and tiles.merged else EDGE
         self._inside: dict[tuple[_Rows, int, bool], Work] = {}
         self._outside: dict[_Rows, Ticks] = {}
-        self._strips_of: dict[tuple[_Rows, tuple[KeyTiles, ...]], Work] = {}
+        self._trips_known: dict[tuple[_Rows, tuple[KeyTiles, ...]], Work] = {}
         self._of_width = [index for index, step in enumerate(self.steps) if not step.loop and step.name in ("X", "Y")]
         self._followed: dict[_Moment, tuple[TripState[Work], int]] = {}
         self._tiles = tiles.parts
@@ -266,13 +266,10 @@ class _Walk:
 
     def _strips(self, heads: _Heads, tiles: QueryTiles) -> Callable[[], None]:
         """The trips of a query tile, one for each strip of key tiles."""
-        rows, known = (heads, tiles.extent), self._strips_of
-        strips: list[Rounds] = []
-        for count, parts in strips_of(tiles.parts, self.strip_tiles):
-            strip = known.get((rows, parts))
-            if strip is None:
-                strip = known[rows, parts] = self._with_loops(rows, parts)
-            strips.append(Rounds(count, strip))
+        rows = heads, tiles.extent
+        strips = [
+            Rounds(count, self._with_loops(rows, parts)) for count, parts in strips_of(tiles.parts, self.strip_tiles)
+        ]
         return lambda: self.recurrence.stream(strips, self._next_query() | FIRST, STRIP)
 
     def _row(self, heads: _Heads, tiles: QueryTiles) -> Callable[[], None]:
@@ -296,8 +293,15 @@ class _Walk:
             found = self._inside[rows, extent, masked] = Work(tuple(ticks), self._edge * masked)
         return found
 
-    def _with_loops(self, rows: _Rows, parts: Sequence[KeyTiles]) -> Work:
-        """A trip with loops over key tiles. Those without a mask's step do not care which of them its edge crosses."""
+    def _with_loops(self, rows: _Rows, parts: tuple[KeyTiles, ...]) -> Work:
+        """A trip with loops over key tiles."""
+        found = self._trips_known.get((rows, parts))
+        if found is None:
+            found = self._trips_known[rows, parts] = self._new_trip(rows, parts)
+        return found
+
+    def _new_trip(self, rows: _Rows, parts: Sequence[KeyTiles]) -> Work:
+        """Loops without a mask's step do not care which key tiles its edge crosses."""
         width = sum([part.trips * part.extent for part in parts])
         alike = self._key_tiles(rows, _without_edges(parts))
         loops = dict.fromkeys(self._loops, alike)

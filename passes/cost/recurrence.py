@@ -34,7 +34,7 @@ from dataclasses import field
 from functools import partial
 
 from flatc.dialects.frozen import frozen
-from flatc.passes.cost.trip_states import TripState, TripStates
+from flatc.passes.cost.trip_states import Ends, TripState, TripStates
 from flatc.passes.cost.trip_steps import HEADS, KEY, LAST, NOTHING, Issue, Pipeline, Place, Scope, Ticks
 
 LONGEST_PERIOD = 8
@@ -102,7 +102,7 @@ class Recurrence:
     def __init__(self, pipeline: Pipeline):
         self.pipeline = pipeline
         self._times = [0] * pipeline.size
-        self._results = len(pipeline.resources)
+        self._results, self._all = len(pipeline.resources), pipeline.scope(HEADS)
         self._mask = pipeline.ring_size - 1
         self._numbers = [0] * (KEY + 1)
         self._counters = dict.fromkeys(pipeline.loops, 0)
@@ -189,7 +189,7 @@ class Recurrence:
                 self._in_a_row(count, plan.issues, at, work.ticks)
             else:
                 take = partial(self._issue_rounds, plan.issues, at, work.ticks)
-                scope = self.pipeline.loop_scopes[loop]
+                scope = self.pipeline.loop_scope(loop)
                 self._repeat(count, take, scope, 1, at, (loop, work), FEWEST_IN_A_TRIP)
         self._counters[loop] = at[KEY]
 
@@ -210,7 +210,7 @@ class Recurrence:
     def _follow(self, work: Work, kind: int, level: int) -> None:
         """A trip: where it was taken from this state before, it ends as it ended then."""
         state, since = self.moment()
-        self.enter(level)
+        self._entered, self._pending = (*self._entered, level), (*self._pending, level)
         trip = self._pending, work, kind
         known = state.follows.get(trip)
         if known is None:
@@ -222,22 +222,32 @@ class Recurrence:
             self.go_to(after, since + later)
 
     def _follow_alike(self, count: int, work: Work, level: int) -> int:
-        """Alike trips, until a state comes again and all further rounds to it are passed over; how many are left."""
-        met: dict[TripState[Work], tuple[int, int]] = {}
-        for left in range(count - 1, -1, -1):
+        """Alike trips, until a state comes again and all that follow are known; how many are left."""
+        start, _ = self.moment()
+        if self._pending:
             self._follow(work, 0, level)
-            state, since = self.moment()
-            before = met.get(state)
-            if before is not None:
-                period = before[0] - left
-                rounds = left // period
-                self.go_to(state, since + rounds * (since - before[1]))
-                for _ in range(left - rounds * period):
-                    self._follow(work, 0, level)
-                return 0
-            if len(met) > PATIENCE:
-                return left
-            met[state] = left, since
+            return self._follow_alike(count - 1, work, level) if count > 1 else 0
+        ends = start.ends.get((work, level))
+        if ends is None:
+            ends = start.ends[work, level] = Ends(start)
+        return self._go_on(count, lambda: self._follow(work, 0, level), ends, PATIENCE)
+
+    def _go_on(self, count: int, round: Callable[[], None], ends: Ends[Work], most: int) -> int:
+        """So many rounds: where `most` of them end in states that all differ the others are left, and else none are."""
+        since, end = self._since, ends.after(count)
+        if end is None and len(ends.found) > 1:
+            state, later = ends.found[-1]
+            self.go_to(state, since + later)
+        while end is None:
+            if len(ends.found) > most:
+                return count + 1 - len(ends.found)
+            round()
+            state, now = self.moment()
+            ends.add(state, now - since)
+            end = ends.after(count)
+        state, later = end
+        if state is not self._met or since + later != self._since:
+            self.go_to(state, since + later)
         return 0
 
     def _write(self) -> None:
@@ -248,7 +258,7 @@ class Recurrence:
         if not self._written:
             since, times, place = self._since, self._times, list(self._numbers)
             times[:] = [0] * len(times)  # Some may be from rounds that were tried only.
-            indices = self.pipeline.scopes[HEADS].indices(place, self._counters)
+            indices = self._all.indices(place, self._counters)
             for index, ahead in zip(indices, state.ahead, strict=True):
                 times[index] = since + ahead
             self._window, self._kinds, self._entries, _ = state.flight
@@ -267,7 +277,7 @@ class Recurrence:
     def moment(self) -> tuple[TripState[Work], int]:
         """The state of now, and when the first resource is free."""
         if self._met is None:
-            times = self.pipeline.scopes[HEADS].read(self._times, self._numbers, self._counters)
+            times = self._all.read(self._times, self._numbers, self._counters)
             since = self._since = min(times[: self._results])
             ahead = tuple([time - since if time >= since else -1 for time in times])
             self._met = self._states.find(ahead, (self._window, self._kinds, self._entries, self._entered))
@@ -286,14 +296,14 @@ class Recurrence:
         if self._met is not None:
             since = self._since
             return tuple([since + ahead if ahead >= 0 else 0 for ahead in self._met.ahead])
-        times = self.pipeline.scopes[HEADS].read(self._times, self._numbers, self._counters)
+        times = self._all.read(self._times, self._numbers, self._counters)
         since = min(times[: self._results])
         return tuple([time if time >= since else 0 for time in times])
 
     def move_to(self, times: Sequence[int], in_flight: Sequence[Work] = ()) -> None:
         """As if these were all times, and these the last trips, if any, the last of all first."""
         self._write()
-        for index, time in zip(self.pipeline.scopes[HEADS].indices(self._numbers, self._counters), times, strict=True):
+        for index, time in zip(self._all.indices(self._numbers, self._counters), times, strict=True):
             self._times[index] = time
         if in_flight:
             self._window = tuple(in_flight[: len(self._window)])
@@ -306,8 +316,7 @@ class Recurrence:
 
         The first of all is also of the kind `begins`, the last of the kind `LAST`.
         """
-        scope = self.pipeline.scopes[level]
-        one = self._follow if len(scope.resources) == self._results else self._one
+        one = self._follow if self._sees_all(level) else self._one
         left = sum([part.count for part in parts])
         for part in parts:
             count, work = part.count, part.work
@@ -322,12 +331,16 @@ class Recurrence:
                 one(work, LAST, level)
 
     def _alike(self, count: int, work: Work, level: int) -> None:
-        scope = self.pipeline.scopes[level]
-        if len(scope.resources) == self._results:
+        scope = self.pipeline.scope(level)
+        if self._sees_all(level):
             count = self._follow_alike(count, work, level)
         if count:
             late = self.pipeline.deepest + 1
             self._repeat(count, partial(self._trips, work, level), scope, late, self._numbers, work)
+
+    def _sees_all(self, level: int) -> bool:
+        """Whether rounds of a level use all resources: else one of them falls behind, and no state comes again."""
+        return len(self.pipeline.scope(level).resources) == self._results
 
     def _one(self, work: Work, kind: int, level: int) -> None:
         self.enter(level)
@@ -341,7 +354,12 @@ class Recurrence:
     def repeat(self, count: int, round: Callable[[], None], level: int, trips: int) -> None:
         """So many rounds, of at least so many trips each, which differ in their tiles of `level` or below at most."""
         late = -(-(self.pipeline.deepest + 1) // trips)
-        self._repeat(count, partial(_take, round), self.pipeline.scopes[level], late, self._numbers)
+        if count > 2 and self._sees_all(level):
+            round()  # It may begin a tile of a level above.
+            start, _ = self.moment()
+            count = self._go_on(count - 1, round, Ends(start), late + LONGEST_PERIOD)
+        if count:
+            self._repeat(count, partial(_take, round), self.pipeline.scope(level), late, self._numbers)
 
     def _repeat(
         self,

@@ -25,12 +25,45 @@ Trip = tuple[tuple[int, ...], Work, int]
 class TripState(Generic[Work]):
     """How far all times are ahead of the first free resource (-1 behind it), and what is under way."""
 
-    __slots__ = ("ahead", "flight", "follows")
+    __slots__ = ("ahead", "ends", "flight", "follows")
 
     def __init__(self, ahead: tuple[int, ...], flight: Flight[Work]):
         self.ahead, self.flight = ahead, flight
         self.follows: dict[Trip[Work], tuple[TripState[Work], int]] = {}
         """In which state a trip ends, and how much later."""
+        self.ends: dict[tuple[Work, int], Ends[Work]] = {}
+        """Where alike trips end, each with a tile of a level."""
+
+
+class Ends(Generic[Work]):
+    """Where rounds from a state on end: each state, and how much later; and from which on they come again, if any."""
+
+    __slots__ = ("_begins", "_index", "_move", "_period", "found")
+
+    def __init__(self, state: TripState[Work]):
+        self.found: list[tuple[TripState[Work], int]] = [(state, 0)]
+        self._index = {state: 0}
+        self._begins, self._period, self._move = 0, 0, 0
+
+    def add(self, state: TripState[Work], later: int) -> None:
+        """Where one more round ends."""
+        begins = self._index.get(state)
+        if begins is None:
+            self._index[state] = len(self.found)
+            self.found.append((state, later))
+        else:
+            self._begins, self._period = begins, len(self.found) - begins
+            self._move = later - self.found[begins][1]
+
+    def after(self, count: int) -> tuple[TripState[Work], int] | None:
+        """Where so many rounds end; None where that is not known yet."""
+        if count < len(self.found):
+            return self.found[count]
+        if not self._period:
+            return None
+        again, rest = divmod(count - self._begins, self._period)
+        state, later = self.found[self._begins + rest]
+        return state, later + again * self._move
 
 
 class TripStates(Generic[Work]):

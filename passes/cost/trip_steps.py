@@ -15,7 +15,6 @@ level) that somebody waits for: when the step was over, by the number of the til
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -104,21 +103,27 @@ class Pipeline:
         self.deepest = max(step.stage for step in self.steps)
         far = max((wait.back for step in self.steps for wait in step.waits), default=0)
         self.ring_size = 1 << (far + self.deepest + 2).bit_length()
-        awaited = dict.fromkeys((wait.earlier, wait.level) for step in self.steps for wait in step.waits)
+        self._waits: dict[tuple[str, int], list[tuple[int, int]]] = {}
+        """For each (step, level) that somebody waits for: in which stages, and for how many tiles before."""
+        for step in self.steps:
+            for wait in step.waits:
+                self._waits.setdefault((wait.earlier, wait.level), []).append((step.stage, wait.back))
         first = 2 * len(names)
-        self.rings = {key: first + index * self.ring_size for index, key in enumerate(awaited)}
+        self.rings = {key: first + index * self.ring_size for index, key in enumerate(self._waits)}
         """Where the ring of (step, level) begins."""
         later = {step.name for step in self.steps if step.stage}
         self.later_rings = [
             [r for (name, of), r in self.rings.items() if of == level and name in later] for level in LEVELS
         ]
         """The rings of each level whose steps are in later stages than the first."""
-        self.size = first + len(awaited) * self.ring_size
+        self.size = first + len(self._waits) * self.ring_size
         self.loops = {step.loop: index for index, step in reversed(list(enumerate(self.steps))) if step.loop}
         """The number of each loop's first step."""
         self._issues = [self._issue(index, step) for index, step in enumerate(self.steps)]
         self._plans: dict[tuple[int, ...], list[Turn]] = {}
         self._loop_plans: dict[tuple[str, int], LoopPlan] = {}
+        self._scopes: dict[int, Scope] = {}
+        self._loop_scopes: dict[str, Scope] = {}
 
     def _issue(self, index: int, step: Step) -> Issue:
         waits = tuple((self.rings[wait.earlier, wait.level], wait.level, wait.back) for wait in step.waits)
@@ -157,25 +162,28 @@ class Pipeline:
         enters a tile of scores; of other levels a tile may go on for many trips.
         """
         (step,) = (step for step in self.steps if step.name == name)
-        waits = [
-            (later.stage, w.back) for later in self.steps for w in later.waits if (w.earlier, w.level) == (name, level)
-        ]
+        waits = self._waits[name, level]
         if level < KEY:
-            return range(max(max(stage - 1, 0) + back for stage, back in waits) + 1)
+            return range(max([max(stage - 1, 0) + back for stage, back in waits]) + 1)
         if step.loop:
-            return range(max(back for _, back in waits))
-        return range(step.stage, max(stage + back for stage, back in waits))
+            return range(max([back for _, back in waits]))
+        return range(step.stage, max([stage + back for stage, back in waits]))
 
-    @cached_property
-    def scopes(self) -> dict[int, Scope]:
-        """For each level, what rounds of its tiles read and write."""
-        return {level: Scope(self, [step for step in self.steps if step.level >= level], level) for level in LEVELS}
+    def scope(self, level: int) -> Scope:
+        """What rounds of the tiles of a level read and write."""
+        found = self._scopes.get(level)
+        if found is None:
+            steps = [step for step in self.steps if step.level >= level]
+            found = self._scopes[level] = Scope(self, steps, level)
+        return found
 
-    @cached_property
-    def loop_scopes(self) -> dict[str, Scope]:
-        """For each loop inside of trips, what its rounds read and write."""
-        steps = {loop: [step for step in self.steps if step.loop == loop] for loop in self.loops}
-        return {loop: Scope(self, of_loop, KEY, inside=True) for loop, of_loop in steps.items()}
+    def loop_scope(self, loop: str) -> Scope:
+        """What rounds of a loop inside of trips read and write."""
+        found = self._loop_scopes.get(loop)
+        if found is None:
+            steps = [step for step in self.steps if step.loop == loop]
+            found = self._loop_scopes[loop] = Scope(self, steps, KEY, inside=True)
+        return found
 
 
 class Scope:

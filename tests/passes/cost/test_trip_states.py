@@ -7,8 +7,20 @@ import random
 import pytest
 
 from flatc.passes.cost.recurrence import Recurrence, Rounds, Work
-from flatc.passes.cost.trip_states import TripStates
-from flatc.passes.cost.trip_steps import EDGE, FIRST, KEY, LAST, QUERY, Pipeline, Step, Wait
+from flatc.passes.cost.trip_states import Ends, TripStates
+from flatc.passes.cost.trip_steps import EDGE, FIRST, HEAD, HEADS, KEY, LAST, QUERY, Pipeline, Step, Wait
+
+
+def test_rounds_that_come_again_end_where_those_before_them_did():
+    """From the second state on, two rounds of 5 and 7 come again and again."""
+    states = TripStates[str]()
+    one, two, three = (states.find((ahead,), ((), (), (), ())) for ahead in range(3))
+    ends = Ends(one)
+    for state, later in ((two, 10), (three, 15), (two, 22)):
+        assert ends.after(3) is None
+        ends.add(state, later)
+    assert [ends.after(count) for count in range(5)] == [(one, 0), (two, 10), (three, 15), (two, 22), (three, 27)]
+    assert ends.after(2001) == (two, 10 + 1000 * 12)
 
 
 def test_a_state_is_found_again():
@@ -96,6 +108,43 @@ def test_a_walk_goes_back_to_a_moment():
     for length in (9, 3, 20):
         query_tile(length)
     assert walk.all_times() == later
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_nest_ends_as_if_every_round_was_taken(seed: int):
+    """Tiles of heads, in each the same query tiles: the first trip of the first one also loads for all of them."""
+    rng = random.Random(seed)
+    head = Step("head", "bus", 0, HEADS, (Wait("work", rng.randint(1, 2), HEADS),), only=HEAD)
+    pipeline = Pipeline((head, *drawn(rng).steps))
+    work = Work(tuple((busy := rng.randint(1, 9), busy + rng.choice([0, 6])) for _ in pipeline.steps))
+    heads, queries, length = (rng.randint(1, 12) for _ in range(3))
+    walk, plain = Recurrence(pipeline), Recurrence(pipeline)
+    begins = 0
+
+    def query_tile() -> None:
+        nonlocal begins
+        walk.enter(QUERY)
+        kind, begins = begins | FIRST, 0
+        walk.stream([Rounds(length, work)], kind, KEY)
+
+    def head_tile() -> None:
+        nonlocal begins
+        walk.enter(HEADS)
+        begins = HEAD
+        walk.repeat(queries, query_tile, QUERY, length)
+
+    walk.repeat(heads, head_tile, HEADS, length)
+    for _ in range(heads):
+        plain.enter(HEADS)
+        for tile in range(queries):
+            plain.enter(QUERY)
+            for index in range(length):
+                plain.enter(KEY)
+                first = FIRST | HEAD * (not tile) if not index else 0
+                plain.trip(work, first | LAST * (index == length - 1))
+    found, exact = walk.finish(), plain.finish()
+    assert found <= exact
+    assert found == exact or not walk.evenly
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -37,7 +37,7 @@ def test_a_scope_reads_what_its_rounds_may_wait_for_and_moves_all_of_it():
     Behind tile 5, the next load is of tile 6 and waits for work 4; the next work is of tile 5 and waits for load 5.
     """
     pipeline = Pipeline((LOAD, WORK))
-    scope, times = pipeline.scopes[KEY], list(range(pipeline.size))
+    scope, times = pipeline.scope(KEY), list(range(pipeline.size))
     place = (0, 0, 0, 5)
     read = scope.read(times, place, {})
     assert read == tuple(times[index] for index in scope.indices(place, {}))
@@ -50,7 +50,7 @@ def test_a_step_of_a_coarser_tile_is_above_the_scope_of_key_tiles():
     """`done` waits for the last work of a query tile: that time is not a tile's own, and moves with the rounds."""
     done = Step("done", "bus", 1, QUERY, (Wait("work", level=QUERY),))
     pipeline = Pipeline((LOAD, WORK, done))
-    scope, place = pipeline.scopes[KEY], (0, 3, 0, 5)
+    scope, place = pipeline.scope(KEY), (0, 3, 0, 5)
     (above,) = scope.above(place)
     assert above == pipeline.rings["work", QUERY] + 3
     times = [0] * pipeline.size
