@@ -8,19 +8,18 @@ from flatc.passes.cost.arrays import larger, occurs
 from flatc.passes.cost.primitive_costs import (
     ArrayCycles,
     MatmulTile,
-    Work,
     array_cycles,
     chained_traffic,
     operand_traffic,
 )
-from flatc.passes.cost.tile_counts import Counts, HeadKind, LeastOf, TileKinds, kinds_along
+from flatc.passes.cost.tile_counts import HeadKind, LeastOf, Tally, TileKinds, kinds_along
 
 
 class ProductTileCounts:
-    """Adds up the products of one kind, logit or attend; `counts` gives the sums (see `Counts`)."""
+    """Adds the products of one kind, logit or attend, to a tally (see `Counts`)."""
 
-    def __init__(self, tiles: TileKinds, name: Literal["logit", "attend"]):
-        self.tiles = tiles
+    def __init__(self, tiles: TileKinds, tally: Tally, name: Literal["logit", "attend"]):
+        self.tiles, self.tally = tiles, tally
         self.name: Literal["logit", "attend"] = name
         p, c, s = tiles.problem, tiles.columns, tiles.structure
         self.array = tiles.accelerator.array
@@ -35,18 +34,12 @@ class ProductTileCounts:
         self.accumulate = 1 - p.sums_at_once(c.key) if sums else tiles.product_rows
         self.chained = attend and p.has("logit") and not p.converts_probabilities and not s.held
         zero = c.batch * 0
-        self.macs: Any = 0
-        self.reads: Any = 0
-        self.writes: Any = 0
-        self.registers: Any = 0
         self.busy = self.skew = self.awaited_skew = self.largest = zero
-        self.rescaling: Any = 0
-        self.tile_cycles: list[ArrayCycles] = []
         self.end, self.waves = LeastOf(), LeastOf()
 
-    def counts(self) -> Counts:
-        """What the products add up to: nothing, where the kernel has none."""
-        name, g = self.name, self.tiles.geometry
+    def add(self) -> None:
+        """Adds all of them: nothing, where the kernel has none."""
+        name, tally, g = self.name, self.tally, self.tiles.geometry
         if self.tiles.problem.has(name):
             queries = [(query, extent) for query, extent in enumerate(g.q_extents) if occurs(g.q_counts[query])]
             for head in self.tiles.heads:
@@ -55,22 +48,14 @@ class ProductTileCounts:
                         self._add_rows(head, query, extent)
                     else:
                         self._add_tiles(head, query, extent)
-        ends = {name: self.end.number, **({"waves": self.waves.number} if name == "attend" else {})}
-        return Counts(
-            Work(
-                macs=self.macs,
-                buffer_read_bytes=self.reads,
-                buffer_write_bytes=self.writes,
-                register_bytes=self.registers,
-            ),
-            product={name: self.busy},
-            skew={name: self.skew},
-            awaited_skew={name: self.awaited_skew},
-            largest={name: self.largest},
-            rescaling=self.rescaling,
-            ends=ends if self.tiles.whole_rows else {},
-            tile_cycles=tuple(self.tile_cycles),
-        )
+        tally.product[name] = self.busy
+        tally.skew[name] = self.skew
+        tally.awaited_skew[name] = self.awaited_skew
+        tally.largest[name] = self.largest
+        if self.tiles.whole_rows:
+            tally.ends[name] = self.end.number
+            if name == "attend":
+                tally.ends["waves"] = self.waves.number
 
     def _add_tiles(self, head: HeadKind, query: int, extent: Any) -> None:
         """The products of one kind of query tiles, over the keys that they visit."""
@@ -92,7 +77,7 @@ class ProductTileCounts:
             if tiles.structure.chains_attends and key == 0:
                 # Only the last tile of a row is ragged, and nobody rescales behind it.
                 later = g.strips[query] - g.nonempty[query]
-                self.rescaling = self.rescaling + (cycles.latency - cycles.busy) * count * later
+                self.tally.rescaling = self.tally.rescaling + (cycles.latency - cycles.busy) * count * later
         if tiles.whole_rows:
             self._add_end(query, count, made)
 
@@ -136,7 +121,7 @@ class ProductTileCounts:
         cycles = array_cycles(self.array, self.stationarity, self.fold, tile)
         there = times > 0
         latency = cycles.latency * there
-        self.tile_cycles.append(ArrayCycles(cycles.busy * there, latency))
+        self.tally.tile_cycles.append(ArrayCycles(cycles.busy * there, latency))
         self.busy = self.busy + cycles.busy * times
         self.largest = larger(self.largest, latency)
         skew = cycles.latency - cycles.busy
@@ -147,16 +132,17 @@ class ProductTileCounts:
 
     def _moved(self, tile: MatmulTile, times: Any) -> None:
         """Adds the work of `times` products."""
+        tally = self.tally
         traffic = operand_traffic(self.array, self.stationarity, tile, accumulate=self.accumulate)
         a, b, out = self.bytes
         first, read, written = traffic.a_reads * a, traffic.c_reads * out, traffic.c_writes * out
         if self.tiles.structure.held:  # the scores, which attend reads and logit writes
             registers = first if self.name == "attend" else read + written
-            self.registers = self.registers + registers * times
+            tally.registers = tally.registers + registers * times
             first, read, written = (0, read, written) if self.name == "attend" else (first, 0, 0)
         if self.chained:
             copied = chained_traffic(self.array, tile) * a
             read, written = read + copied, written + copied
-        self.macs = self.macs + tile.batch * tile.m * tile.n * tile.k * times
-        self.reads = self.reads + (first + traffic.b_reads * b + read) * times
-        self.writes = self.writes + written * times
+        tally.macs = tally.macs + tile.batch * tile.m * tile.n * tile.k * times
+        tally.reads = tally.reads + (first + traffic.b_reads * b + read) * times
+        tally.writes = tally.writes + written * times

@@ -16,7 +16,7 @@ from flatc.passes.cost.arrays import Ints
 from flatc.passes.cost.key_geometry import KeyGeometry, key_geometry
 from flatc.passes.cost.mapping_columns import Columns, Structure
 from flatc.passes.cost.product_tile_counts import ProductTileCounts
-from flatc.passes.cost.tile_counts import Counts, TileKinds, head_kinds, together
+from flatc.passes.cost.tile_counts import Counts, Tally, TileKinds, head_kinds, together
 from flatc.passes.cost.transfer_counts import TransferCounts
 from flatc.passes.cost.vector_tile_counts import VectorTileCounts
 from flatc.passes.kernels.problem import AttentionProblem
@@ -50,13 +50,21 @@ def relevant(part: Part, structure: Structure) -> Structure:
     return replace(structure, **without)
 
 
+def _add_part(part: Part, tiles: TileKinds, tally: Tally) -> None:
+    """Adds one part of the work of a column of mappings."""
+    if part == "vector":
+        VectorTileCounts(tiles, tally).add()
+    elif part == "transfers":
+        TransferCounts(tiles, tally).add()
+    else:
+        ProductTileCounts(tiles, tally, part).add()
+
+
 def count_part(part: Part, tiles: TileKinds) -> Counts:
     """What one part of the work of a column of mappings adds up to."""
-    if part == "vector":
-        return VectorTileCounts(tiles).counts()
-    if part == "transfers":
-        return TransferCounts(tiles).counts()
-    return ProductTileCounts(tiles, part).counts()
+    tally = Tally()
+    _add_part(part, tiles, tally)
+    return tally.counts()
 
 
 def count_all(
@@ -67,8 +75,10 @@ def count_all(
     geometry: KeyGeometry,
 ) -> Counts:
     """What a column of mappings adds up to."""
-    tiles = TileKinds(problem, accelerator, structure, columns, geometry)
-    return together(count_part(part, tiles) for part in PARTS)
+    tiles, tally = TileKinds(problem, accelerator, structure, columns, geometry), Tally()
+    for part in PARTS:
+        _add_part(part, tiles, tally)
+    return tally.counts()
 
 
 class SharedCounts:

@@ -94,48 +94,91 @@ class Counts:
 
 def together(parts: Iterable[Counts]) -> Counts:
     """What parts add up to."""
-    every = list(parts)
-    work = [vars(part.work) for part in every]
-    return Counts(
-        Work(*(_sum(numbers[name] for numbers in work) for name in work[0])),
-        _sums(part.product for part in every),
-        _sums(part.skew for part in every),
-        _sums(part.awaited_skew for part in every),
-        _sums(part.largest for part in every),
-        _sum(part.vector_between for part in every),
-        _sum(part.vector_aside for part in every),
-        _sum(part.vector_finish for part in every),
-        _sum(part.rescaling for part in every),
-        _sum(part.largest_row for part in every),
-        _sums(part.ends for part in every),
-        _sums(part.tensor_bytes for part in every),
-        (_sum(part.transfers[0] for part in every), _sum(part.transfers[1] for part in every)),
-        tuple(cycles for part in every for cycles in part.tile_cycles),
-    )
+    first, *others = parts
+    for part in others:
+        first = Counts(
+            Work(*map(_sum, vars(first.work).values(), vars(part.work).values())),
+            _sums(first.product, part.product),
+            _sums(first.skew, part.skew),
+            _sums(first.awaited_skew, part.awaited_skew),
+            _sums(first.largest, part.largest),
+            _sum(first.vector_between, part.vector_between),
+            _sum(first.vector_aside, part.vector_aside),
+            _sum(first.vector_finish, part.vector_finish),
+            _sum(first.rescaling, part.rescaling),
+            _sum(first.largest_row, part.largest_row),
+            _sums(first.ends, part.ends),
+            _sums(first.tensor_bytes, part.tensor_bytes),
+            (_sum(first.transfers[0], part.transfers[0]), _sum(first.transfers[1], part.transfers[1])),
+            (*first.tile_cycles, *part.tile_cycles),
+        )
+    return first
 
 
-def _sum(numbers: Iterable[Any]) -> Any:
-    """The sum of numbers or columns; a part that has nothing to add takes no time."""
-    found: Any = 0
-    for number in numbers:
-        if _is_nothing(found):
-            found = number
-        elif not _is_nothing(number):
-            found = found + number
-    return found
+def _sum(left: Any, right: Any) -> Any:
+    """left + right; a part that has nothing to add takes no time."""
+    if isinstance(left, NUMBER) and not left:
+        return right
+    if isinstance(right, NUMBER) and not right:
+        return left
+    return left + right
 
 
-def _is_nothing(number: Any) -> bool:
-    return isinstance(number, NUMBER) and not number
+def _sums(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
+    """Sums by name; what only one of the two has is kept."""
+    return left | {name: _sum(left.get(name, 0), number) for name, number in right.items()}
 
 
-def _sums(numbers: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Sums by name; what only one of them has is kept."""
-    found: dict[str, Any] = {}
-    for some in numbers:
-        for name, number in some.items():
-            found[name] = _sum((found[name], number)) if name in found else number
-    return found
+class Tally:
+    """`Counts` while tiles are added to them, by one part or by all parts in turn: numbers start as nothing at all."""
+
+    def __init__(self):
+        self.macs: Any = 0
+        self.energy_pj: Any = 0.0
+        self.elements: Any = 0
+        self.reads: Any = 0
+        self.writes: Any = 0
+        self.registers: Any = 0
+        self.product: dict[str, Any] = {}
+        self.skew: dict[str, Any] = {}
+        self.awaited_skew: dict[str, Any] = {}
+        self.largest: dict[str, Any] = {}
+        self.between: Any = 0
+        self.aside: Any = 0
+        self.finish: Any = 0
+        self.rescaling: Any = 0
+        self.largest_row: Any = 0
+        self.ends: dict[str, Any] = {}
+        self.tensor_bytes: dict[str, Any] = {}
+        self.transfers: tuple[Any, Any] = (0, 0)
+        self.tile_cycles: list[ArrayCycles] = []
+
+    def counts(self) -> Counts:
+        """What was added."""
+        work = Work(
+            macs=self.macs,
+            vector_energy_pj=self.energy_pj,
+            vector_elements=self.elements,
+            buffer_read_bytes=self.reads,
+            buffer_write_bytes=self.writes,
+            register_bytes=self.registers,
+        )
+        return Counts(
+            work,
+            self.product,
+            self.skew,
+            self.awaited_skew,
+            self.largest,
+            self.between,
+            self.aside,
+            self.finish,
+            self.rescaling,
+            self.largest_row,
+            self.ends,
+            self.tensor_bytes,
+            self.transfers,
+            tuple(self.tile_cycles),
+        )
 
 
 class TileKinds:

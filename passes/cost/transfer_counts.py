@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from flatc.passes.cost.primitive_costs import Work, ceil_divide
+from flatc.passes.cost.primitive_costs import ceil_divide
 from flatc.passes.cost.score_costs import ScoreCosts
-from flatc.passes.cost.tile_counts import Counts, TileKinds, tiles_along
+from flatc.passes.cost.tile_counts import Tally, TileKinds, tiles_along
 from flatc.passes.kernels.keyed_storage import PAGE_BYTES
 
 
 class TransferCounts:
-    """Counts transfers and their bytes (see `Counts`)."""
+    """Adds transfers and their bytes to a tally (see `Counts`)."""
 
-    def __init__(self, tiles: TileKinds):
+    def __init__(self, tiles: TileKinds, tally: Tally):
         p, c = tiles.problem, tiles.columns
-        self.tiles, self.problem, self.structure = tiles, p, tiles.structure
+        self.tiles, self.tally = tiles, tally
+        self.problem, self.structure = p, tiles.structure
         self.columns, self.geometry = c, tiles.geometry
         self.scores = ScoreCosts(p, self.structure.algorithm, self.structure.k_level, c) if p.operands else None
         self.kv_head_tiles = ceil_divide(p.kv_heads, c.kv_head)
@@ -31,11 +32,13 @@ class TransferCounts:
             self.query_tiles = ceil_divide(p.queries, c.query * self.structure.interleave)
             self.all_visits = self.query_tiles * ceil_divide(p.keys, c.key)
 
-    def counts(self) -> Counts:
-        """Bytes and transfers, and what the buffer is read for them beside."""
+    def add(self) -> None:
+        """Adds bytes and transfers, and what the buffer is read for them beside."""
         loads_of_keys = self.loads_of_keys()
-        work = Work() if self.problem.block is None else Work(buffer_read_bytes=loads_of_keys * PAGE_BYTES)
-        return Counts(work, tensor_bytes=self.tensor_bytes(), transfers=self.transfers(loads_of_keys))
+        if self.problem.block is not None:
+            self.tally.reads = self.tally.reads + loads_of_keys * PAGE_BYTES
+        self.tally.tensor_bytes = self.tensor_bytes()
+        self.tally.transfers = self.transfers(loads_of_keys)
 
     def tensor_bytes(self) -> dict[str, Any]:
         """Off-chip bytes by tensor."""

@@ -12,61 +12,50 @@ from flatc.passes.cost.primitive_costs import (
     VECTOR_WORK,
     KindPrice,
     ScoreTile,
-    Work,
     ceil_divide,
     kind_prices,
     pe_cycles,
 )
 from flatc.passes.cost.score_costs import ScoreCosts
-from flatc.passes.cost.tile_counts import Counts, HeadKind, LeastOf, TileKinds, tiles_along
+from flatc.passes.cost.tile_counts import HeadKind, LeastOf, Tally, TileKinds, tiles_along
 
 Visited = list[tuple[Any, Any]]
 """How often each width of key tiles is visited: (times, keys), of those that are."""
 
 
 class VectorTileCounts:
-    """Adds up vector cycles, counts and traffic of everything around the products (see `Counts`)."""
+    """Adds vector cycles, counts and traffic of everything around the products to a tally (see `Counts`)."""
 
-    def __init__(self, tiles: TileKinds):
-        self.tiles = tiles
+    def __init__(self, tiles: TileKinds, tally: Tally):
+        self.tiles, self.tally = tiles, tally
         self.problem, self.structure = tiles.problem, tiles.structure
         self.columns, self.geometry = tiles.columns, tiles.geometry
         self.prices = kind_prices(tiles.accelerator.vector)
         zero = tiles.columns.batch * 0
-        self.energy_pj: Any = zero * 0.0
-        self.elements: Any = zero
-        self.reads: Any = zero
-        self.writes: Any = zero
-        self.registers: Any = zero
-        self.between: Any = zero
-        self.aside: Any = zero
-        self.finish: Any = zero
         self.last_finish = LeastOf()
-        self.rescaling: Any = 0
         self.busy = self.skew = self.awaited_skew = zero
+        # A kernel without any of these has a column of none of them.
+        tally.energy_pj = zero * 0.0
+        tally.between = tally.aside = tally.finish = tally.elements = zero
+        tally.registers = tally.registers + zero
 
-    def counts(self) -> Counts:
-        """What the vector unit does, and PEs of the softmax."""
-        self._add_vector()
-        on_array = self.structure.held
-        return Counts(
-            Work(
-                vector_energy_pj=self.energy_pj,
-                vector_elements=self.elements,
-                buffer_read_bytes=self.reads,
-                buffer_write_bytes=self.writes,
-                register_bytes=self.registers,
-            ),
-            product={"softmax": self.busy} if on_array else {},
-            skew={"softmax": self.skew} if on_array else {},
-            awaited_skew={"softmax": self.awaited_skew} if on_array else {},
-            vector_between=self.between,
-            vector_aside=self.aside,
-            vector_finish=self.finish,
-            rescaling=self.rescaling,
-            largest_row=self._largest_row(),
-            ends={"finish": self.last_finish.number},
-        )
+    def add(self) -> None:
+        """Adds what the vector unit does, and PEs of the softmax."""
+        p, g, tally = self.problem, self.geometry, self.tally
+        for head in self.tiles.heads:
+            for query, q_extent in enumerate(g.q_extents):
+                if occurs(g.q_counts[query]):
+                    self._add_scores(head, query, q_extent)
+                if p.has("attend"):
+                    self._outputs(head, query)
+        if p.operands:
+            scores = ScoreCosts(p, self.structure.algorithm, self.structure.k_level, self.columns)
+            tally.reads = tally.reads + scores.buffer_read_bytes(g)
+        if self.structure.held:
+            tally.product["softmax"], tally.skew["softmax"] = self.busy, self.skew
+            tally.awaited_skew["softmax"] = self.awaited_skew
+        tally.largest_row = self._largest_row()
+        tally.ends["finish"] = self.last_finish.number
 
     def _largest_row(self) -> Any:
         """The share of all products, loads and vector work of a tile of query heads that one query tile has, at most.
@@ -81,19 +70,6 @@ class VectorTileCounts:
         keys = (g.width + self.tiles.accelerator.vector.lanes / rows) / larger(g.strip_keys[0], 1)
         visits = g.most_visits / larger(g.visits[0][0] + g.visits[0][1], 1)
         return smaller(larger(larger(keys, visits), p.keys % c.key > 0), 1)
-
-    def _add_vector(self) -> None:
-        """Vector cycles, counts and traffic of everything around the products."""
-        p, g = self.problem, self.geometry
-        for head in self.tiles.heads:
-            for query, q_extent in enumerate(g.q_extents):
-                if occurs(g.q_counts[query]):
-                    self._add_scores(head, query, q_extent)
-                if p.has("attend"):
-                    self._outputs(head, query)
-        if p.operands:
-            scores = ScoreCosts(p, self.structure.algorithm, self.structure.k_level, self.columns)
-            self.reads = self.reads + scores.buffer_read_bytes(g)
 
     def _add_scores(self, head: HeadKind, query: int, q_extent: Any) -> None:
         """The work on the scores of one kind of query tiles."""
@@ -203,7 +179,7 @@ class VectorTileCounts:
             "rescale", times, rows, width, reads=acc, writes=acc, row_reads=p.score_bytes, aside=not between
         )
         if chained:
-            self.rescaling = self.rescaling + cycles
+            self.tally.rescaling = self.tally.rescaling + cycles
         if s.add == "vector":
             self._vector("add", visits, rows, width, reads=2 * acc, writes=acc, aside=True)
 
@@ -300,7 +276,7 @@ class VectorTileCounts:
         converts: bool = bytes.pop("converts", False)
         price, elements = self.prices[kind, converts], rows * width * times
         of_elements = ceil_divide(elements, max(price.lanes, 1)) * price.element_cycles
-        self.between = self.between + of_elements + price.cycles(0, rows) * tiles
+        self.tally.between = self.tally.between + of_elements + price.cycles(0, rows) * tiles
         self._count(price, elements, rows * tiles, **bytes)
 
     def _outputs(self, head: HeadKind, query: int) -> None:
@@ -323,7 +299,7 @@ class VectorTileCounts:
                 converts=p.converts_output,
                 aside=True,
             )
-            self.finish = self.finish + cycles
+            self.tally.finish = self.tally.finish + cycles
             self.last_finish.add(cycles / larger(times, 1), self.tiles.is_last(query) * (times > 0))
 
     def _vector(
@@ -333,20 +309,24 @@ class VectorTileCounts:
         rows: Any,
         width: Any,
         *,
+        reads: int = 0,
+        writes: int = 0,
+        row_reads: int = 0,
+        row_writes: int = 0,
+        registers: int = 0,
         converts: bool = False,
         aside: bool = False,
-        **bytes: int,
     ) -> Any:
-        """Adds `times` operations over tiles of rows x width, with the `bytes` of `_count`. Gives the cycles of all."""
+        """Adds `times` operations over tiles of rows x width, with the bytes of `_count`. Gives the cycles of all."""
         if not occurs(times):
             return 0
-        price, elements = self.prices[kind, converts], rows * width
+        price, tally, elements = self.prices[kind, converts], self.tally, rows * width
         cycles = price.cycles(elements, rows) * times
         if aside:
-            self.aside = self.aside + cycles
+            tally.aside = tally.aside + cycles
         else:
-            self.between = self.between + cycles
-        self._count(price, elements * times, rows * times, **bytes)
+            tally.between = tally.between + cycles
+        self._count(price, elements * times, rows * times, reads, writes, row_reads, row_writes, registers)
         return cycles
 
     def _count(
@@ -354,7 +334,6 @@ class VectorTileCounts:
         price: KindPrice,
         elements: Any,
         rows: Any,
-        *,
         reads: int = 0,
         writes: int = 0,
         row_reads: int = 0,
@@ -365,15 +344,16 @@ class VectorTileCounts:
 
         The numbers are bytes of each element and of each row in the buffer, and of each element in registers.
         """
-        self.energy_pj = self.energy_pj + price.energy_pj(elements, rows)
-        self.elements = self.elements + elements * price.element_operations
+        tally = self.tally
+        tally.energy_pj = tally.energy_pj + price.energy_pj(elements, rows)
+        tally.elements = tally.elements + elements * price.element_operations
         if reads:
-            self.reads = self.reads + elements * reads
+            tally.reads = tally.reads + elements * reads
         if row_reads:
-            self.reads = self.reads + rows * row_reads
+            tally.reads = tally.reads + rows * row_reads
         if writes:
-            self.writes = self.writes + elements * writes
+            tally.writes = tally.writes + elements * writes
         if row_writes:
-            self.writes = self.writes + rows * row_writes
+            tally.writes = tally.writes + rows * row_writes
         if registers:
-            self.registers = self.registers + elements * registers
+            tally.registers = tally.registers + elements * registers
