@@ -6,11 +6,12 @@
         candidates.before(ranking).total          # how many of them rank before another mapping
         candidates.before(ranking).first(10)      # the first of these
 
-A ranking is the objective, the other objectives, the number of tiles, the footprint. Two rules leave mappings out.
-Dominated uses of the array never win (`array_uses`). And there are **bounds**: energy and off-chip bytes of a mapping
-depend on its tiles, where K and V stay, its softmax and its use of the array, not on slots and stages. Nor does the
-time that each resource is busy, below which no latency lies. So each choice of these has a ranking that no choice of
-slots and stages beats; if it comes behind the one to be beaten, its mappings are not priced.
+A ranking is the objective, the other objectives, the number of tiles, the footprint. Three rules leave mappings out.
+Dominated uses of the array never win (`array_uses`). A second slot for all K or V of a head is never filled where one
+tile has all heads: the mapping with one slot does the same in less room. And there are **bounds**: energy and off-chip
+bytes of a mapping depend on its tiles, where K and V stay, its softmax and its use of the array, not on slots and
+stages. Nor does the time that each resource is busy, below which no latency lies. So each choice of these has a ranking
+that no choice of slots and stages beats; if it comes behind the one to be beaten, its mappings are not priced.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ class PricedSpace:
         self.objective: Objective = objective
         every = tiles(problem, accelerator, strategy) if every is None else every
         self.size = every.size
-        rooms = self._rooms(every, families(problem, strategy, accelerator) if all_families is None else all_families)
+        self._all_families = list(families(problem, strategy, accelerator) if all_families is None else all_families)
+        rooms = self._rooms(every, self._all_families)
         somewhere = self._with_kin(every, np.flatnonzero(np.logical_or.reduce([room.fits for room in rooms])))
         # A space without any tiles would have no geometry: where nothing fits, one that does not will do.
         kept = somewhere if somewhere.size else np.array([0])
@@ -103,7 +105,15 @@ class PricedSpace:
 
     def _candidates(self, room: Room, rows: Ints) -> Candidates:
         """The mappings of a family, of those tiles that are counted."""
-        return Candidates(self, room.take(rows))
+        return Candidates(self, room.take(rows), idle=self._has_idle_slots(room.family))
+
+    def _has_idle_slots(self, family: Family) -> Any:
+        """Which tiles never fill the second slot for K or V of a head, where a family with one slot has them too."""
+        problem, tiles = self.problem, self.tiles
+        single = replace(family, pipelining=replace(family.pipelining, head_slots=1))
+        if single == family or single not in self._all_families or "kv_head" not in (family.k_level, family.v_level):
+            return False
+        return (tiles.batch >= problem.batch) & (tiles.kv_head >= problem.kv_heads)
 
 
 @frozen
@@ -140,7 +150,7 @@ class Room:
 class Candidates:
     """The mappings of one family that fit the machine: some tiles, with each use of the array that is not dominated."""
 
-    def __init__(self, space: PricedSpace, room: Room):
+    def __init__(self, space: PricedSpace, room: Room, idle: Any = False):
         import numpy as np
 
         self.space, self.family = space, room.family
@@ -148,7 +158,13 @@ class Candidates:
         self.peak, self.fits, self.least_bytes = room.peak, room.fits, room.least_bytes
         self.size = int(np.count_nonzero(self.fits))
         """How many tiles fit."""
+        self._may_win = self.fits & ~np.asarray(idle)
         self._known: tuple[Ranking, Ranked] | None = None
+
+    @property
+    def any(self) -> bool:
+        """Whether there is one."""
+        return bool(self._may_win.any())
 
     @cached_property
     def uses(self) -> Uses:
@@ -157,14 +173,14 @@ class Candidates:
 
     @cached_property
     def pairs(self) -> Ints:
-        """Those of `uses` that fit."""
+        """Those of `uses` that fit and have no slot that is never filled."""
         import numpy as np
 
-        return np.flatnonzero(self.fits[self.uses.tile])
+        return np.flatnonzero(self._may_win[self.uses.tile])
 
     @property
     def dominated(self) -> int:
-        """How many uses of the array of mappings that fit are left out."""
+        """How many uses of the array of mappings that fit are left out by rules."""
         return self.size * len(self.structures) - len(self.pairs)
 
     @cached_property

@@ -174,9 +174,9 @@ def find_mappings(
 ) -> Choices[Mapping]:
     """The best mapping by closed form of all that a strategy admits; the others are remembered."""
     every = spaces(problem, accelerator, strategy, objective, kernel=kernel)
-    fitting = [(space, candidates) for space in every for candidates in space.families if candidates.size]
+    fitting = [(space, candidates) for space in every for candidates in space.families if candidates.any]
     kin, best = _first([candidates for _, candidates in fitting], objective)
-    choice = replace(_made(fitting[kin][0].strategy, kin, best), **_counts(every, fitting))
+    choice = replace(_made(fitting[kin][0].strategy, kin, best), **_counts(every))
     return _SpaceChoices(choice, best.pair, fitting)
 
 
@@ -198,12 +198,13 @@ def _first(families: Sequence[Candidates], objective: Objective) -> tuple[int, P
     return best
 
 
-def _counts(searched: Sequence[PricedSpace], fitting: Sequence[tuple[PricedSpace, Candidates]]) -> dict[str, int]:
+def _counts(searched: Sequence[PricedSpace]) -> dict[str, int]:
     """The numbers of what was looked at."""
+    fitting = [candidates for space in searched for candidates in space.families if candidates.size]
     return {
         "covered": sum(space.size * len(space.families) for space in searched),
-        "legal": sum(candidates.size for _, candidates in fitting),
-        "dominated": sum(candidates.dominated for _, candidates in fitting),
+        "legal": sum(candidates.size for candidates in fitting),
+        "dominated": sum(candidates.dominated for candidates in fitting),
         "priced": sum(space.priced for space in searched),
     }
 

@@ -84,6 +84,33 @@ def test_a_dominated_use_of_the_array_is_not_faster_when_simulated(shape: Shape,
         assert min(kept) <= min(dominated)
 
 
+def test_a_slot_that_is_never_filled_makes_nothing_faster():
+    """Where one tile has all heads, two slots for all their K and V are one slot in more room."""
+    accelerator, (kernel,) = machine(20_000), kernels(*SHAPES[1])
+    space = PricedSpace(whole(*SHAPES[1]), accelerator, "auto", "latency")
+    alike = {candidates.family: candidates for candidates in space.families}
+    seen = 0
+    for candidates in space.families:
+        family = candidates.family
+        single = alike.get(replace(family, pipelining=replace(family.pipelining, head_slots=1)), candidates)
+        left_out = np.setdiff1d(np.flatnonzero(candidates.fits), candidates.uses.tile[candidates.pairs])
+        for tile in random.Random(7).sample(left_out.tolist(), min(2, len(left_out))):
+            double, one = (mapping_of(each, tile) for each in (candidates, single))
+            assert single.fits[tile]
+            assert single.peak[tile] < candidates.peak[tile]
+            assert replace(double, keep=one.keep) == one
+            found = [simulate_kernel(lower_kernel_alone(kernel, each), accelerator) for each in (double, one)]
+            assert found[0].latency_cycles == found[1].latency_cycles
+            assert found[0].work == found[1].work
+            seen += 1
+    assert seen
+
+
+def mapping_of(candidates: Candidates, tile: int) -> Mapping:
+    """The mapping of a tile with the first use of the array, whether it may win or not."""
+    return candidates.mapping(int(np.flatnonzero(candidates.uses.tile == tile)[0]))
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_what_ranks_before_a_mapping_is_counted_exactly(objective: Objective):
     """Counting prices few mappings; here they are all priced."""
