@@ -143,10 +143,15 @@ class Expr:
 
     def evaluate(self, values: Mapping[str, Any]) -> Any:
         """Its value; `values` maps index names to integers or to NumPy arrays that broadcast."""
-        total: Any = self.constant
+        total: Any = None
         for atom, coefficient in self.terms:
-            total = total + _evaluate_atom(atom, values) * coefficient
-        return total
+            value = _evaluate_atom(atom, values)
+            # Arrays may be long: a factor of 1 and a sum of one term are no work.
+            value = value if coefficient == 1 else value * coefficient
+            total = value if total is None else total + value
+        if total is None:
+            return self.constant
+        return total + self.constant if self.constant else total
 
     def to_python(self, name: Callable[[str], str] = str) -> str:
         """Source text of a Python expression of the same value, for compiling hot loops."""

@@ -11,7 +11,8 @@ from functools import lru_cache
 from typing import Any, cast
 
 from flatc.dialects.frozen import frozen
-from flatc.passes.cost.arrays import Ints
+from flatc.passes.cost.arrays import Ints, occurs
+from flatc.passes.cost.primitive_costs import ceil_divide
 from flatc.passes.cost.visited_keys import Sight, bounds_of, clean_trips, sight_of, trips_of
 from flatc.passes.kernels.live_keys import LiveKeys
 from flatc.passes.kernels.problem import AttentionProblem
@@ -93,8 +94,7 @@ def _masked(
     question = sight_of(problem)
     query, key, every = tiles
     if isinstance(query, int):  # numbers, not columns
-        rows, width, strip_tiles = cast("tuple[int, int, int]", tiles)
-        (alone,) = _count(question, rows, (width,), (strip_tiles,)).tolist()
+        alone = _count_one(question, *cast("tuple[int, int, int]", tiles))
         return _of_counts(problem, alone, q_counts, q_extents, k_extents)
     strip = key * (problem.keys + 1) + every  # both in one number
     counts = np.empty((len(query), 20), dtype=np.int64)
@@ -185,38 +185,56 @@ def _of_counts(
 def _count(problem: Sight, rows: int, tiles: tuple[int, ...], every: tuple[int, ...]) -> Ints:
     """The counts of one height of query tiles, a row for each width of key tiles and number of them in a strip.
 
-    A row has seven counts for full query tiles, seven for the ragged one, the longest row, the most visits of a query
-    tile, the full and ragged ones of the first and of the last. Remembered, because the
-    kernels and strategies of a search ask for the same ones.
+    Remembered, because the kernels and strategies of a search ask for the same ones.
+    """
+    import numpy as np
+
+    # Query tiles go down, widths of key tiles across.
+    at, (tile, strip) = query_tiles_at(problem, rows), (np.array(numbers, dtype=np.int64) for numbers in (tiles, every))
+    return np.stack(_totals(problem, rows, at, tile, strip), axis=1)
+
+
+@lru_cache(maxsize=1 << 12)
+def _count_one(problem: Sight, rows: int, tile: int, every: int) -> tuple[int, ...]:
+    """The counts of one mapping, as numbers."""
+    at = {name: place[:, 0] for name, place in query_tiles_at(problem, rows).items()}
+    return tuple(int(total) for total in _totals(problem, rows, at, tile, every))
+
+
+def _totals(problem: Sight, rows: int, at: dict[str, Ints], tile: Any, every: Any) -> list[Any]:
+    """Counts over all query tiles, which lie along the first axis: seven of the full ones, seven of the ragged one.
+
+    Behind them are the longest row, the most visits of a query tile, the full and ragged ones of the first and of the
+    last. `tile` and `every` are numbers, or arrays along a second axis.
     """
     import numpy as np
 
     live, edge = bounds_of(problem)
-    # Query tiles go down, widths of key tiles across.
-    tile, at = np.array(tiles, dtype=np.int64), query_tiles_at(problem, rows)
     lower, upper = trips_of(live, at, tile)
     trips = np.maximum(upper - lower, 0)
-    last_is_ragged = (trips > 0) & (upper == -(-problem.keys // tile)) & (problem.keys % tile > 0)
-    strip = _strip_keys(problem, tile, lower, upper)
+    visits, ragged_keys = trips > 0, problem.keys % tile
+    last_is_ragged = visits & (ragged_keys > 0)
+    if occurs(ragged_keys):
+        last_is_ragged = last_is_ragged & (upper == ceil_divide(problem.keys, tile))
+    whole = trips - last_is_ragged
+    strip = whole * tile + last_is_ragged * ragged_keys
     masked, masked_ragged = edges_of(problem, edge, at, lower, upper, tile, last_is_ragged)
-    strips = -(-trips // np.array(every, dtype=np.int64))
-    table = [trips - last_is_ragged, last_is_ragged, masked - masked_ragged, masked_ragged, trips > 0, strip, strips]
-    sums = [column.sum(axis=0) for column in table]
+    strips = ceil_divide(trips, every) if occurs(every != 1) else trips
+    table = [whole, last_is_ragged, masked - masked_ragged, masked_ragged, visits, strip, strips]
+    sums = [np.add.reduce(column) for column in table]
     ragged = [column[-1] * (problem.queries % rows > 0) for column in table]
     full = [total - of_last for total, of_last in zip(sums, ragged, strict=True)]
-    ends = [visits[place] for place in (0, -1) for visits in table[:2]]
-    return np.stack([*full, *ragged, np.maximum(strip.max(axis=0), 1), trips.max(axis=0), *ends], axis=1)
+    most = np.maximum(np.maximum.reduce(strip), 1), np.maximum.reduce(trips)
+    return [*full, *ragged, *most, *(column[place] for place in (0, -1) for column in table[:2])]
 
 
 def edges_of(
-    problem: Sight, edge: LiveKeys, at: dict[str, Ints], lower: Ints, upper: Ints, tile: Ints, last_is_ragged: Ints
+    problem: Sight, edge: LiveKeys, at: dict[str, Ints], lower: Ints, upper: Ints, tile: Any, last_is_ragged: Ints
 ) -> tuple[Ints, Ints]:
     """For each query tile: how many visited key tiles are masked, and whether the ragged one is among them."""
     import numpy as np
 
-    key_tiles = -(-problem.keys // tile)
-    trips = np.maximum(upper - lower, 0)
     clean_from, clean_to = clean_trips(problem, edge, at, lower, upper, tile)
-    masked = trips - np.minimum(np.maximum(clean_to - clean_from, 0), trips)
-    ragged_clean = (clean_to == key_tiles) & (clean_to > clean_from)
+    masked = np.maximum(upper - lower, 0) - (clean_to - clean_from)
+    ragged_clean = (clean_to == ceil_divide(problem.keys, tile)) & (clean_to > clean_from)
     return masked, (last_is_ragged & ~ragged_clean) * 1

@@ -58,9 +58,8 @@ def trips_of(live: LiveKeys, at: dict[str, Ints], tile: Ints) -> tuple[Ints, Int
     """`LiveKeys.trips` of many tiles at once."""
     import numpy as np
 
-    lower, upper = (
-        at["start"] * 0 + bound for bound in (live.lower.evaluate(at) // tile, -(-live.upper.evaluate(at) // tile))
-    )
+    zero = at["start"] * 0
+    lower, upper = zero + live.lower.evaluate(at) // tile, zero - (-live.upper.evaluate(at) // tile)
     if live.gap is None:
         return lower, upper
     end = -(-live.gap[0].evaluate(at) // tile)
@@ -80,6 +79,6 @@ def clean_trips(
     if edge.full is None:
         return lower, lower
     full_lower, full_upper = (bound.evaluate(at) for bound in edge.full)
-    clean_from = np.clip(-(-full_lower // tile), lower, upper)
+    clean_from = np.minimum(np.maximum(-(-full_lower // tile), lower), upper)
     ends_inside = np.where(full_upper >= problem.keys, -(-problem.keys // tile), full_upper // tile)
-    return clean_from, np.clip(ends_inside, clean_from, np.maximum(upper, clean_from))
+    return clean_from, np.minimum(np.maximum(ends_inside, clean_from), upper)
