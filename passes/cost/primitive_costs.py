@@ -109,7 +109,7 @@ def pe_cycles(array: Array, operations: tuple[str, ...], fold: tuple[Count, Coun
 
 def _at_most(value: Count, limit: int) -> Count:
     if isinstance(value, int):
-        return min(value, limit)
+        return value if value < limit else limit
     import numpy as np
 
     return np.minimum(value, limit)

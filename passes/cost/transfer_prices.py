@@ -46,20 +46,26 @@ class TransferPrices:
 
     def offchip_bytes(self, moved: Roles) -> dict[str, Any]:
         """Bytes off chip by role."""
+        if not self.on_chip:
+            return dict(moved)
         return {role: size * 0 if role in self.on_chip else size for role, size in moved.items()}
+
+    def _copied(self, moved: Roles) -> list[Any]:
+        """Bytes that are copied on chip."""
+        return [size for role, size in moved.items() if role in self.on_chip] if self.on_chip else []
 
     def cycles(self, moved: Roles) -> Any:
         """Cycles of bytes that are all read, or all written."""
-        outside = [(role, size) for role, size in moved.items() if role not in self.on_chip]
-        total = sum(size for _, size in outside) * (self.rate(outside[0][0]) if outside else 0.0)
-        copied = [size for role, size in moved.items() if role in self.on_chip]
+        outside = {role: size for role, size in moved.items() if role not in self.on_chip} if self.on_chip else moved
+        total = sum(outside.values()) * (self.rate(next(iter(outside))) if outside else 0.0)
+        copied = self._copied(moved)
         return total + sum(copied) * self._rates[2] if copied else total
 
     def work(self, moved: Roles) -> Work:
         """Bytes off chip, and those in the buffer that go with them."""
         loaded, stored = split(self.offchip_bytes(moved))
         read, written = sum(loaded.values()), sum(stored.values())
-        copied = sum(size for role, size in moved.items() if role in self.on_chip)
+        copied = sum(self._copied(moved))
         return Work(
             offchip_read_bytes=read,
             offchip_write_bytes=written,
@@ -70,5 +76,8 @@ class TransferPrices:
 
 def split(moved: Roles) -> tuple[dict[str, Any], dict[str, Any]]:
     """What is loaded and what is stored."""
-    loaded = {role: size for role, size in moved.items() if not is_written(role)}
-    return loaded, {role: size for role, size in moved.items() if is_written(role)}
+    loaded: dict[str, Any] = {}
+    stored: dict[str, Any] = {}
+    for role, size in moved.items():
+        (stored if is_written(role) else loaded)[role] = size
+    return loaded, stored

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, cast
 
@@ -100,7 +101,7 @@ class AttentionProblem:
         """Batch x query heads."""
         return self.batch * self.kv_heads * self.group
 
-    @property
+    @cached_property
     def operands(self) -> tuple[Operand, ...]:
         """What is read beside q, k, v and scores."""
         steps = tuple(operand for step in self.score_ops for operand in step.operands)
