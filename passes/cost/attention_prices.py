@@ -45,6 +45,10 @@ class Tile:
         return self.batch * self.kv_head * self.group * self.query
 
 
+_OF_ROWS = frozenset(("T", "Hk", "Hv", "Q", "Z", "B", "H", "R", "R0", "G", "D"))
+"""Steps that take as long on a tile of many keys as on a tile of few."""
+
+
 class AttentionPrices(TickPrices):
     """What each step takes on a tile: the primitive costs of the closed form, on plain numbers."""
 
@@ -78,6 +82,10 @@ class AttentionPrices(TickPrices):
                 return self._product(name, tile)
             case _:
                 return self._softmax(name, tile)
+
+    def depends_on_keys(self, step: str) -> bool:
+        """Whether a step may take longer on a tile of more keys."""
+        return step not in _OF_ROWS and (step != "S" or not self.problem.has("attend"))
 
     # --- Transfers ------------------------------------------------------------------------------------------
 

@@ -117,9 +117,11 @@ class _Walk:
         # Where query tiles are taken to have less key tiles than they do, strips begin elsewhere: masks are left out.
         self._edge = 0 if self.strip_tiles > 1 and tiles.merged else EDGE
         self._inside: dict[tuple[_Rows, int, bool], Work] = {}
-        self._outside: dict[_Rows, Ticks] = {}
+        self._known_of_rows: dict[_Rows, Ticks] = {}
         self._trips_known: dict[tuple[_Rows, tuple[KeyTiles, ...]], Work] = {}
-        self._of_width = [index for index, step in enumerate(self.steps) if not step.loop and step.name in ("X", "Y")]
+        numbered = list(enumerate(self.steps))
+        self._of_width = [i for i, step in numbered if self._loops and not step.loop and step.name in ("X", "Y")]
+        self._of_keys = [i for i, step in numbered if (step.loop if self._loops else prices.depends_on_keys(step.name))]
         self._followed: dict[_Moment, tuple[TripState[Work], int]] = {}
         self._tiles = tiles.parts
         least = (
@@ -281,15 +283,15 @@ class _Walk:
 
     def _key_tiles(self, rows: _Rows, parts: Sequence[KeyTiles]) -> tuple[Rounds, ...]:
         """Rounds of a loop, or trips where there are no loops."""
-        return tuple([Rounds(part.trips, self._key_tile(rows, part.extent, part.masked)) for part in parts])
+        return tuple([Rounds(part.trips, self._key_tile(rows, part.extent, masked=part.masked)) for part in parts])
 
-    def _key_tile(self, rows: _Rows, extent: int, masked: bool) -> Work:
+    def _key_tile(self, rows: _Rows, extent: int, *, masked: bool) -> Work:
         found = self._inside.get((rows, extent, masked))
         if found is None:
+            ticks = list(self._of_rows(rows))
             tile = Tile(*rows[0], rows[1], extent)
-            ticks = [
-                self.prices.of(step.name, tile) if step.loop or not self._loops else _NO_TIME for step in self.steps
-            ]
+            for index in self._of_keys:
+                ticks[index] = self.prices.of(self.steps[index].name, tile)
             found = self._inside[rows, extent, masked] = Work(tuple(ticks), self._edge * masked)
         return found
 
@@ -302,39 +304,51 @@ class _Walk:
 
     def _new_trip(self, rows: _Rows, parts: Sequence[KeyTiles]) -> Work:
         """Loops without a mask's step do not care which key tiles its edge crosses."""
-        width = sum([part.trips * part.extent for part in parts])
-        alike = self._key_tiles(rows, _without_edges(parts))
-        loops = dict.fromkeys(self._loops, alike)
+        loops = dict.fromkeys(self._loops, self._without_edges(rows, parts))
         for loop in self._loops_with_masks:
-            if loop == "change" and not self.problem.score_ops:
-                parts = [part for part in parts if part.masked]
-            loops[loop] = self._key_tiles(rows, parts)
-        return Work(self._around_loops(rows, width), 0, loops)
+            masks_only = loop == "change" and not self.problem.score_ops
+            loops[loop] = self._key_tiles(rows, [part for part in parts if part.masked] if masks_only else parts)
+        return Work(self._around_loops(rows, sum([part.trips * part.extent for part in parts])), 0, loops)
+
+    def _without_edges(self, rows: _Rows, parts: Sequence[KeyTiles]) -> tuple[Rounds, ...]:
+        """Rounds as if no mask's edge crossed any key tile: those in a row that are as wide as each other together."""
+        trips: list[int] = []
+        extents: list[int] = []
+        for part in parts:
+            if extents and extents[-1] == part.extent:
+                trips[-1] += part.trips
+            else:
+                trips.append(part.trips)
+                extents.append(part.extent)
+        return tuple(
+            [
+                Rounds(count, self._key_tile(rows, extent, masked=False))
+                for count, extent in zip(trips, extents, strict=True)
+            ]
+        )
 
     def _around_loops(self, rows: _Rows, width: int) -> Ticks:
         """What the steps of a trip take that are not in its loops, where its scores are so wide."""
-        known = self._outside.get(rows)
-        if known is None:
-            tile = Tile(*rows[0], rows[1], 1)
-            known = self._outside[rows] = tuple(
-                [_NO_TIME if step.loop else self.prices.of(step.name, tile) for step in self.steps]
-            )
-        found, (heads, queries) = list(known), rows
+        found, (heads, queries) = list(self._of_rows(rows)), rows
         for index in self._of_width:
             found[index] = self.prices.of_softmax(self.steps[index].name, prod(heads) * queries, width)
         return tuple(found)
 
+    def _of_rows(self, rows: _Rows) -> Ticks:
+        """What the steps take that do not depend on keys."""
+        found = self._known_of_rows.get(rows)
+        if found is None:
+            tile, others = Tile(*rows[0], rows[1], 1), {*self._of_keys, *self._of_width}
+            found = self._known_of_rows[rows] = tuple(
+                [
+                    _NO_TIME if index in others else self.prices.of(step.name, tile)
+                    for index, step in enumerate(self.steps)
+                ]
+            )
+        return found
+
 
 _NO_TIME: Times = 0, 0
-
-
-def _without_edges(parts: Sequence[KeyTiles]) -> list[KeyTiles]:
-    """Key tiles as if no mask's edge crossed any: those in a row that are as wide as each other together."""
-    found: list[KeyTiles] = []
-    for part in parts:
-        before = found.pop() if found and found[-1].extent == part.extent else None
-        found.append(KeyTiles(part.trips + (before.trips if before else 0), part.extent, masked=False))
-    return found
 
 
 def _steady_growth(times: Sequence[tuple[int, ...]]) -> tuple[int, Sequence[int]] | None:
