@@ -202,10 +202,11 @@ class _Walk:
         index, shortest = 0, self._growth_period(tiles)
         patience = 0
         while index < tiles.count:
-            self._alike(heads, tiles[index])
+            kind = tiles[index]
+            self._alike(heads, kind)
             index += 1
             seen.append(self.recurrence.all_times())
-            if len(seen) < patience or not self._is_deep(tiles[index - 1]):
+            if len(seen) < patience or not self._is_deep(kind):
                 continue
             for period in (shortest, 2 * shortest):
                 moves = _steady_growth(seen[::-period][:4])
