@@ -113,15 +113,18 @@ class _Walk:
         self.steps, self.recurrence = pipeline.steps, Recurrence(pipeline)
         self._loops = tuple(pipeline.loops)
         self._loops_with_masks = {step.loop for step in pipeline.steps if step.loop and step.only & EDGE}
+        self._folded = [(index, step.only) for index, step in enumerate(pipeline.steps) if step.folded]
         self._begins = True
         # Where query tiles are taken to have less key tiles than they do, strips begin elsewhere: masks are left out.
         self._edge = 0 if self.strip_tiles > 1 and tiles.merged else EDGE
         self._inside: dict[tuple[_Rows, int, bool], Work] = {}
         self._known_of_rows: dict[_Rows, Ticks] = {}
         self._trips_known: dict[tuple[_Rows, tuple[KeyTiles, ...]], Work] = {}
-        numbered = list(enumerate(self.steps))
-        self._of_width = [i for i, step in numbered if self._loops and not step.loop and step.name in ("X", "Y")]
-        self._of_keys = [i for i, step in numbered if (step.loop if self._loops else prices.depends_on_keys(step.name))]
+        numbered, by_tiles = list(enumerate(self.steps)), not self.by_rows and self.strip_tiles == 1
+        self._of_width = [i for i, step in numbered if not by_tiles and not step.loop and step.name in ("X", "Y")]
+        self._of_keys = [
+            i for i, step in numbered if (prices.depends_on_keys(step.name) if by_tiles else step.loop or step.folded)
+        ]
         self._followed: dict[_Moment, tuple[TripState[Work], int]] = {}
         self._tiles = tiles.parts
         least = (
@@ -305,11 +308,15 @@ class _Walk:
 
     def _new_trip(self, rows: _Rows, parts: Sequence[KeyTiles]) -> Work:
         """Loops without a mask's step do not care which key tiles its edge crosses."""
-        loops = dict.fromkeys(self._loops, self._without_edges(rows, parts))
+        alike = self._without_edges(rows, parts)
+        masked = self._key_tiles(rows, [part for part in parts if part.masked and self._edge])
+        loops = dict.fromkeys(self._loops, alike)
         for loop in self._loops_with_masks:
-            masks_only = loop == "change" and not self.problem.score_ops
-            loops[loop] = self._key_tiles(rows, [part for part in parts if part.masked] if masks_only else parts)
-        return Work(self._around_loops(rows, sum([part.trips * part.extent for part in parts])), 0, loops)
+            loops[loop] = self._key_tiles(rows, parts) if loop != "change" or self.problem.score_ops else masked
+        ticks = self._around_loops(rows, sum([part.trips * part.extent for part in parts]))
+        for index, only in self._folded:
+            ticks[index] = _together(masked if only else alike, index)
+        return Work(tuple(ticks), EDGE if masked else 0, loops)
 
     def _without_edges(self, rows: _Rows, parts: Sequence[KeyTiles]) -> tuple[Rounds, ...]:
         """Rounds as if no mask's edge crossed any key tile: those in a row that are as wide as each other together."""
@@ -328,12 +335,12 @@ class _Walk:
             ]
         )
 
-    def _around_loops(self, rows: _Rows, width: int) -> Ticks:
+    def _around_loops(self, rows: _Rows, width: int) -> list[Times]:
         """What the steps of a trip take that are not in its loops, where its scores are so wide."""
         found, (heads, queries) = list(self._of_rows(rows)), rows
         for index in self._of_width:
             found[index] = self.prices.of_softmax(self.steps[index].name, prod(heads) * queries, width)
-        return tuple(found)
+        return found
 
     def _of_rows(self, rows: _Rows) -> Ticks:
         """What the steps take that do not depend on keys."""
@@ -350,6 +357,16 @@ class _Walk:
 
 
 _NO_TIME: Times = 0, 0
+
+
+def _together(parts: Sequence[Rounds], index: int) -> Times:
+    """What a step takes in rounds one after the other: until its resource is free, and until all is there."""
+    free, there = 0, 0
+    for part in parts:
+        busy, latency = part.work.ticks[index]
+        free += part.count * busy
+        there = max(there, free - busy + latency)
+    return free, there
 
 
 def _steady_growth(times: Sequence[tuple[int, ...]]) -> tuple[int, Sequence[int]] | None:

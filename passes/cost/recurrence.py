@@ -201,19 +201,9 @@ class Recurrence:
     def _in_a_row(self, count: int, issues: Sequence[Issue], at: Place, ticks: Ticks) -> None:
         """Rounds on one resource of which only the first waits: then the resource goes on and on."""
         self._issue(issues, at, ticks)
-        if count == 1 or not issues:
-            return
-        if len(issues) > 1:
+        if count > 1 and issues:
             self._times[issues[0][1]] += (count - 2) * sum([ticks[index][0] for index, *_ in issues])
             self._issue(issues, at, ticks)
-            return
-        times, units = self._times, self._results
-        ((index, resource, _, results),) = issues
-        busy, latency = ticks[index]
-        free = times[resource] = times[resource] + (count - 1) * busy
-        over = times[units + resource] = max(times[units + resource], free - busy + latency)
-        for ring, level in results:
-            times[ring + (at[level] & self._mask)] = over
 
     # --- Trips from states that were met before ---------------------------------------------------------------
 

@@ -15,6 +15,7 @@ level) that somebody waits for: when the step was over, by the number of the til
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -50,7 +51,8 @@ class Wait:
 class Step:
     """An operation of each tile of its level, in trips of the kind `only` and not of the kind `never`.
 
-    In trip i it works on tile i - stage. Steps of one `loop` are a loop inside of a trip.
+    In trip i it works on tile i - stage. Steps of one `loop` are a loop inside of a trip; one that was alone in its
+    loop and is `folded` into the trip takes there what all rounds of the loop take.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Step:
     only: int = 0
     never: int = 0
     loop: str = ""
+    folded: bool = False
 
     def takes_part(self, kind: int) -> bool:
         """Whether a trip of a kind has it."""
@@ -93,11 +96,23 @@ Pick = Callable[[list[int]], tuple[int, ...]]
 """Takes some of all times."""
 
 
+def _folded(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """The steps, where those that are alone in a loop of which only the first round waits are part of the trip."""
+    loops = [step.loop for step in steps]
+    awaited = {wait.earlier for step in steps for wait in step.waits if wait.level == KEY}
+
+    def folds(step: Step) -> bool:
+        waits_inside = any(wait.level == KEY or wait.earlier == step.name for wait in step.waits)
+        return loops.count(step.loop) == 1 and step.name not in awaited and not waits_inside
+
+    return tuple([replace(step, loop="", folded=True) if step.loop and folds(step) else step for step in steps])
+
+
 class Pipeline:
     """Steps in the order in which each resource takes them."""
 
     def __init__(self, steps: Iterable[Step]):
-        self.steps = tuple(steps)
+        self.steps = _folded(tuple(steps))
         names = dict.fromkeys(step.resource for step in self.steps)
         self.resources = {name: index for index, name in enumerate(names)}
         self.deepest = max(step.stage for step in self.steps)

@@ -12,7 +12,7 @@ from flatc.accelerators import load
 from flatc.builder import causal
 from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.flat import MappingAttr
-from flatc.passes.cost import attention_trips
+from flatc.passes.cost import attention_steps, attention_trips, trip_steps
 from flatc.passes.cost.attention_trips import trip_cycles, walk
 from flatc.passes.cost.query_tiles import GrowingTiles, query_tiles
 from flatc.passes.kernels.problem import match_kernel
@@ -72,6 +72,26 @@ def test_query_tiles_that_grow_evenly_are_passed_over_and_nothing_is_lost(seed: 
     simulated = float(simulate_kernel(case.kernel, case.accelerator).latency_cycles)
     assert walked <= simulated * (1 + 1e-12)
     assert simulated <= 1.01 * walked
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_loops_of_one_step_take_as_long_as_part_of_the_trip(seed: int, monkeypatch: pytest.MonkeyPatch):
+    """Whole rows of scores, of keys and values that stay on chip for all rows: each product is alone in its loop."""
+    case = triangle(random.Random(seed))
+    softmax = replace(case.mapping.softmax, algorithm="rows", rescaled_every=1)
+    keep = replace(case.mapping.keep, k_level="kv_head", v_level="kv_head")
+    mapping = replace(case.mapping, keep=keep, softmax=softmax)
+    folded = trip_cycles(case.problem, case.accelerator, mapping)
+    uncached = attention_steps._pipeline.__wrapped__  # pyright: ignore[reportPrivateUsage]
+    assert any(
+        step.folded for step in attention_steps.attention_pipeline(case.problem, case.accelerator, mapping).steps
+    )
+    monkeypatch.setattr(attention_steps, "_pipeline", uncached)
+    monkeypatch.setattr(trip_steps, "_folded", lambda steps: steps)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+    assert not any(
+        step.folded for step in attention_steps.attention_pipeline(case.problem, case.accelerator, mapping).steps
+    )
+    assert folded == trip_cycles(case.problem, case.accelerator, mapping)
 
 
 def test_most_query_tiles_of_a_long_triangle_are_passed_over(monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from flatc.passes.cost.trip_steps import FIRST, KEY, NOTHING, QUERY, Pipeline, Step, Wait
 
 LOAD = Step("load", "bus", 0, KEY, (Wait("work", 2),))
@@ -56,3 +58,17 @@ def test_a_step_of_a_coarser_tile_is_above_the_scope_of_key_tiles():
     times = [0] * pipeline.size
     scope.shift(times, place, 7)
     assert times[above] == 7
+
+
+def test_a_step_alone_in_a_loop_that_waits_for_none_of_its_rounds_is_part_of_the_trip():
+    """It waits for what was loaded before the loop, and not for its own rounds, another step's, or slots of a tile."""
+    load = Step("load", "bus", 0, QUERY)
+    use = Step("use", "unit", 0, KEY, (Wait("load", level=QUERY),), loop="fill")
+    (_, folded) = Pipeline((load, use)).steps
+    assert folded.folded
+    assert not folded.loop
+    chained = replace(use, waits=(Wait("use", 1),))
+    fed = replace(use, waits=(Wait("use", 1, QUERY),))
+    (each, taken) = replace(load, level=KEY, loop="fill"), replace(use, waits=(Wait("load"),))
+    for steps in ((load, chained), (load, fed), (each, taken)):
+        assert Pipeline(steps).steps == steps
