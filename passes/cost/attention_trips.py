@@ -125,6 +125,9 @@ class _Walk:
         self._of_keys = [
             i for i, step in numbered if (prices.depends_on_keys(step.name) if by_tiles else step.loop or step.folded)
         ]
+        t = mapping.tiles
+        self._comes_again = problem.batch > t.batch or problem.kv_heads > t.kv_head or problem.group > t.group
+        """Whether there are several tiles of query heads."""
         self._followed: dict[_Moment, tuple[TripState[Work], int]] = {}
         self._tiles = tiles.parts
         least = (
@@ -174,7 +177,7 @@ class _Walk:
                 self._growing(heads, tiles)
             else:
                 self._alike(heads, tiles)
-            if len(self._tiles) > WORTH_A_LOOK:
+            if self._comes_again and len(self._tiles) > WORTH_A_LOOK:
                 state, since = self.recurrence.moment()
                 moment = heads, place, state
                 known = self._followed.get(moment)
@@ -319,21 +322,14 @@ class _Walk:
         return Work(tuple(ticks), EDGE if masked else 0, loops)
 
     def _without_edges(self, rows: _Rows, parts: Sequence[KeyTiles]) -> tuple[Rounds, ...]:
-        """Rounds as if no mask's edge crossed any key tile: those in a row that are as wide as each other together."""
-        trips: list[int] = []
-        extents: list[int] = []
+        """Rounds as if no mask's edge crossed any key tile: those that are as wide as each other together.
+
+        Only the last key tile is of another width, if any.
+        """
+        trips: dict[int, int] = {}
         for part in parts:
-            if extents and extents[-1] == part.extent:
-                trips[-1] += part.trips
-            else:
-                trips.append(part.trips)
-                extents.append(part.extent)
-        return tuple(
-            [
-                Rounds(count, self._key_tile(rows, extent, masked=False))
-                for count, extent in zip(trips, extents, strict=True)
-            ]
-        )
+            trips[part.extent] = trips.get(part.extent, 0) + part.trips
+        return tuple([Rounds(count, self._key_tile(rows, extent, masked=False)) for extent, count in trips.items()])
 
     def _around_loops(self, rows: _Rows, width: int) -> list[Times]:
         """What the steps of a trip take that are not in its loops, where its scores are so wide."""
