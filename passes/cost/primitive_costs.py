@@ -278,7 +278,7 @@ class KindPrice:
     element_operations: int
 
     def cycles(self, elements: Count, rows: Count) -> Count:
-        """`vector_cycles` of this kind."""
+        """`vector_cycles` of this kind; one 0 where all of it is free."""
         found: Count = 0
         if self.element_cycles:
             found = ceil_divide(elements, self.lanes) * self.element_cycles

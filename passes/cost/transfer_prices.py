@@ -32,16 +32,19 @@ class TransferPrices:
     on_chip: frozenset[str]
 
     @cached_property
-    def _rates(self) -> tuple[float, float, float]:
-        machine = self.accelerator
-        rates = machine.cycles_per_byte_read, machine.cycles_per_byte_written, machine.cycles_per_byte_copied
-        return float(rates[0]), float(rates[1]), float(rates[2])
+    def _rates(self) -> tuple[float, float]:
+        """Cycles of a byte that is read, and of one that is written."""
+        return float(self.accelerator.cycles_per_byte_read), float(self.accelerator.cycles_per_byte_written)
+
+    @cached_property
+    def _copied_rate(self) -> float:
+        return float(self.accelerator.cycles_per_byte_copied)
 
     def rate(self, role: str) -> float:
         """Cycles of a byte of a role."""
-        read, write, copied = self._rates
         if role in self.on_chip:
-            return copied
+            return self._copied_rate
+        read, write = self._rates
         return write if is_written(role) else read
 
     def offchip_bytes(self, moved: Roles) -> dict[str, Any]:
@@ -59,7 +62,7 @@ class TransferPrices:
         outside = {role: size for role, size in moved.items() if role not in self.on_chip} if self.on_chip else moved
         total = sum(outside.values()) * (self.rate(next(iter(outside))) if outside else 0.0)
         copied = self._copied(moved)
-        return total + sum(copied) * self._rates[2] if copied else total
+        return total + sum(copied) * self._copied_rate if copied else total
 
     def work(self, moved: Roles) -> Work:
         """Bytes off chip, and those in the buffer that go with them."""

@@ -23,6 +23,7 @@ from flatc.passes.cost.primitive_costs import (
     array_cycles,
     energy_pj,
     fold_limits,
+    kind_prices,
     operand_traffic,
     pe_cycles,
     spatial_extents,
@@ -200,6 +201,19 @@ def test_vectors_are_filled_lane_by_lane():
     energies = replace(EDGE.vector.energies_pj, exp=4.0, add=1.0, multiply=2.0)
     unit = replace(unit, energies_pj=energies)
     assert vector_energy_pj(unit, VECTOR_WORK["exp_sum_online"], 70, 10) == 70 * (4 + 1) + 10 * (2 + 1)
+
+
+@pytest.mark.parametrize("kind", VECTOR_WORK)
+def test_a_price_looked_up_once_is_that_of_every_tile(kind: str):
+    """Of what is free there is one 0 for a whole column."""
+    prices = replace(EDGE.vector.prices, exp=7, add=2, multiply=0)
+    unit = replace(EDGE.vector, lanes=32, prices=prices)
+    for converts in (False, True):
+        price, work = kind_prices(unit)[kind, converts], vector_work(kind, reads=1, writes=1, converts=converts)
+        for elements, rows in ((0, 0), (64, 0), (70, 10), (np.array([1, 999]), np.array([1, 33]))):
+            assert np.array_equal(price.cycles(elements, rows) + 0 * rows, vector_cycles(unit, work, elements, rows))
+            assert np.array_equal(price.energy_pj(elements, rows), vector_energy_pj(unit, work, elements, rows))
+        assert price.element_operations == len(work.per_element)
 
 
 # --- Numbers and columns of numbers -------------------------------------------------------------------
