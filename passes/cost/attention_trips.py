@@ -1,9 +1,9 @@
-"""Attention as a recurrence: the steps of its pipeline, what waits for what, and what each takes on a tile.
+"""Attention as a recurrence: how its nest goes, tile by tile, with alike ones in a row together.
 
     walk(problem, accelerator, mapping)        # Walked(a lower bound of the latency, close to it); None if not covered
 
-`attention_steps` says what the steps are. Here is what each takes, and how the nest goes: tiles of heads, query tiles,
-key tiles, alike ones in a row as rounds that `recurrence` walks through few of.
+`attention_steps` says what the steps are and what waits for what, `attention_prices` what each takes on a tile. Here
+is the nest: tiles of heads, query tiles, key tiles, as rounds of which `recurrence` takes few.
 """
 
 from __future__ import annotations

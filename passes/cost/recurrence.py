@@ -15,12 +15,16 @@ the same, nothing is lost, and else the bound is the least of their moves. What 
 of what follows, as all maps are monotone: so rounds may be nested, key tiles in query tiles in tiles of heads. Rounds
 that were met before in the same state are not taken again: they end as they ended then.
 
+Where rounds use all resources, their states soon come again (`trip_states`): then trips lead from state to state, and a
+state that was met before says how all rounds go on, with nothing lost. Where a resource falls behind, or rounds are
+those of a loop inside of a trip, times are compared.
+
 Only times that rounds read and write take part in the comparison. What else they read is from before the first of
 them, which has waited for it. A time that lies before every resource is free is waited for by nobody, and counts as if
 it were that time (`skip_ahead` does so too, where the proof is).
 
 Against `simulation`: that one knows nothing but operations and is exact; this one is told what a kernel does
-(`attention_trips`), takes no matrices and no recurring states, and is bounded in its effort.
+(`attention_trips`), takes no matrices, and is bounded in its effort.
 
     walk = Recurrence(Pipeline(steps))                # load, work and store of each tile
     walk.stream([Rounds(1000, Work(ticks))], 0, KEY)
@@ -209,7 +213,7 @@ class Recurrence:
 
     def _follow(self, work: Work, kind: int, level: int) -> None:
         """A trip: where it was taken from this state before, it ends as it ended then."""
-        state, since = self.moment()
+        state, since = self._met or self.moment()[0], self._since
         self._entered, self._pending = (*self._entered, level), (*self._pending, level)
         trip = self._pending, work, kind
         known = state.follows.get(trip)
@@ -242,8 +246,8 @@ class Recurrence:
             if len(ends.found) > most:
                 return count + 1 - len(ends.found)
             round()
-            state, now = self.moment()
-            ends.add(state, now - since)
+            state = self._met or self.moment()[0]
+            ends.add(state, self._since - since)
             end = ends.after(count)
         state, later = end
         if state is not self._met or since + later != self._since:
@@ -331,12 +335,11 @@ class Recurrence:
                 one(work, LAST, level)
 
     def _alike(self, count: int, work: Work, level: int) -> None:
-        scope = self.pipeline.scope(level)
         if self._sees_all(level):
             count = self._follow_alike(count, work, level)
         if count:
-            late = self.pipeline.deepest + 1
-            self._repeat(count, partial(self._trips, work, level), scope, late, self._numbers, work)
+            take, late = partial(self._trips, work, level), self.pipeline.deepest + 1
+            self._repeat(count, take, self.pipeline.scope(level), late, self._numbers, work)
 
     def _sees_all(self, level: int) -> bool:
         """Whether rounds of a level use all resources: else one of them falls behind, and no state comes again."""
