@@ -1,7 +1,8 @@
 """What the tiles of a column of mappings add up to: the sums that `closed_form` turns into bytes, cycles and energy.
 
 Three files count them: `product_tile_counts` the products, `vector_tile_counts` the vector unit's work, and
-`transfer_counts` what goes off chip and back. They visit the same kinds of tiles (`TileKinds`).
+`transfer_counts` what goes off chip and back. They visit the same kinds of tiles (`TileKinds`), and each adds what it
+counts to a `Tally`: of its own where many mappings share a part (`SharedCounts`), of all three for one mapping.
 """
 
 from __future__ import annotations
