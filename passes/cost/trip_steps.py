@@ -118,6 +118,7 @@ class Pipeline:
         self.deepest = max(step.stage for step in self.steps)
         far = max((wait.back for step in self.steps for wait in step.waits), default=0)
         self.ring_size = 1 << (far + self.deepest + 2).bit_length()
+        self._named = {step.name: step for step in self.steps}
         self._waits: dict[tuple[str, int], list[tuple[int, int]]] = {}
         """For each (step, level) that somebody waits for: in which stages, and for how many tiles before."""
         for step in self.steps:
@@ -176,8 +177,7 @@ class Pipeline:
         In the next trip stage s works on the tile that was entered s trips ago, counting from that trip. Every trip
         enters a tile of scores; of other levels a tile may go on for many trips.
         """
-        (step,) = (step for step in self.steps if step.name == name)
-        waits = self._waits[name, level]
+        step, waits = self._named[name], self._waits[name, level]
         if level < KEY:
             return range(max([max(stage - 1, 0) + back for stage, back in waits]) + 1)
         if step.loop:
@@ -219,9 +219,10 @@ class Scope:
         self._spans = [(ring, ring + pipeline.ring_size) for (_, level), ring in own.items() if level >= least]
         rings: dict[tuple[int, str], list[tuple[int, range]]] = {}
         for (name, level), ring in own.items():
-            if level >= least:
+            awaited = pipeline.awaited(name, level) if level >= least else ()
+            if awaited:
                 counted = level, "" if inside or level != KEY else loops[name]
-                rings.setdefault(counted, []).append((ring, pipeline.awaited(name, level)))
+                rings.setdefault(counted, []).append((ring, awaited))
         self._groups = [_Rings(level, loop, rings, self._mask) for (level, loop), rings in rings.items()]
 
     def read(self, times: list[int], place: Place, counters: dict[str, int]) -> tuple[int, ...]:
@@ -283,8 +284,6 @@ class _Rings:
 
 
 def _pick(indices: Sequence[int]) -> Pick:
-    if not indices:
-        return lambda times: ()
     if len(indices) == 1:
         (index,) = indices
         return lambda times: (times[index],)
