@@ -2,8 +2,8 @@
 
     walk(problem, accelerator, mapping)        # Walked(a lower bound of the latency, close to it); None if not covered
 
-`attention_steps` says what the steps are and what waits for what, `attention_prices` what each takes on a tile. Here
-is the nest: tiles of heads, query tiles, key tiles, as rounds of which `recurrence` takes few.
+`attention_steps` says what the steps are and what waits for what, `attention_work` what is done in each trip. Here is
+the nest: tiles of heads, query tiles, key tiles, as rounds of which `recurrence` takes few.
 """
 
 from __future__ import annotations
@@ -15,22 +15,21 @@ from math import gcd, prod
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.frozen import frozen
 from flatc.dialects.mapping import Mapping
-from flatc.passes.cost.attention_prices import AttentionPrices, Tile
+from flatc.passes.cost.attention_prices import AttentionPrices
 from flatc.passes.cost.attention_steps import attention_pipeline
+from flatc.passes.cost.attention_work import AttentionWork, Heads
 from flatc.passes.cost.primitive_costs import ceil_divide
 from flatc.passes.cost.query_tiles import (
     MOST_QUERY_TILES,
     GrowingTiles,
-    KeyTiles,
     QueryTiles,
     TilesInOrder,
     query_tiles,
     strips_of,
 )
 from flatc.passes.cost.recurrence import Recurrence, Rounds, Work
-from flatc.passes.cost.tick_prices import Times
 from flatc.passes.cost.trip_states import TripState
-from flatc.passes.cost.trip_steps import EDGE, FIRST, HEAD, HEADS, KEY, QUERY, STRIP, Pipeline, Ticks
+from flatc.passes.cost.trip_steps import FIRST, HEAD, HEADS, KEY, QUERY, STRIP, Pipeline
 from flatc.passes.cost.visited_keys import every_row_sees_keys
 from flatc.passes.kernels.problem import AttentionProblem
 
@@ -78,13 +77,7 @@ def walk(
 _Body = Callable[[int], None]
 """Works on a tile of so many."""
 
-_Heads = tuple[int, int, int]
-"""Sequences, kv heads and query heads of each in a tile."""
-
-_Rows = tuple[_Heads, int]
-"""A tile of heads and so many queries."""
-
-_Moment = tuple[_Heads, int, TripState[Work]]
+_Moment = tuple[Heads, int, TripState[Work]]
 """Heads, the place among the query tiles, and the state behind the last trip."""
 
 WORTH_A_LOOK = 4
@@ -105,26 +98,16 @@ class _Walk:
         prices: AttentionPrices,
         tiles: TilesInOrder,
     ):
-        self.problem, self.mapping, self.prices = problem, mapping, prices
+        self.problem, self.mapping, self.ticks_per_cycle = problem, mapping, prices.ticks_per_cycle
         self.by_rows, self.strip_tiles = (
             mapping.softmax.algorithm in ("rows", "streamed"),
             mapping.softmax.rescaled_every,
         )
         self.steps, self.recurrence = pipeline.steps, Recurrence(pipeline)
-        self._loops = tuple(pipeline.loops)
-        self._loops_with_masks = {step.loop for step in pipeline.steps if step.loop and step.only & EDGE}
-        self._folded = [(index, step.only) for index, step in enumerate(pipeline.steps) if step.folded]
-        self._begins = True
         # Where query tiles are taken to have less key tiles than they do, strips begin elsewhere: masks are left out.
-        self._edge = 0 if self.strip_tiles > 1 and tiles.merged else EDGE
-        self._inside: dict[tuple[_Rows, int, bool], Work] = {}
-        self._known_of_rows: dict[_Rows, Ticks] = {}
-        self._trips_known: dict[tuple[_Rows, tuple[KeyTiles, ...]], Work] = {}
-        numbered, by_tiles = list(enumerate(self.steps)), not self.by_rows and self.strip_tiles == 1
-        self._of_width = [i for i, step in numbered if not by_tiles and not step.loop and step.name in ("X", "Y")]
-        self._of_keys = [
-            i for i, step in numbered if (prices.depends_on_keys(step.name) if by_tiles else step.loop or step.folded)
-        ]
+        edges = self.strip_tiles == 1 or not tiles.merged
+        self.work = AttentionWork(problem, mapping, pipeline, prices, edges=edges)
+        self._begins = True
         t = mapping.tiles
         self._comes_again = problem.batch > t.batch or problem.kv_heads > t.kv_head or problem.group > t.group
         """Whether there are several tiles of query heads."""
@@ -148,7 +131,7 @@ class _Walk:
             self.recurrence.repeat(count, lambda: self._queries((t.batch, t.kv_head, t.group)), QUERY, self._trips)
         else:
             self._rounds(p.batch, t.batch, self._kv_heads, HEADS)
-        return self.recurrence.finish() / self.prices.ticks_per_cycle
+        return self.recurrence.finish() / self.ticks_per_cycle
 
     def _kv_heads(self, batch: int) -> None:
         p, t = self.problem, self.mapping.tiles
@@ -166,7 +149,7 @@ class _Walk:
         p, t = self.problem, self.mapping.tiles
         self._rounds(p.group, t.group, lambda group: self._queries((batch, kv_head, group)), QUERY)
 
-    def _queries(self, heads: _Heads) -> None:
+    def _queries(self, heads: Heads) -> None:
         """All query tiles of a tile of heads.
 
         Where a state is met that was met before in the same place, what follows is what followed then.
@@ -190,14 +173,14 @@ class _Walk:
             end, now = self.recurrence.moment()
             self._followed |= {moment: (end, now - since) for moment, since in met}
 
-    def _alike(self, heads: _Heads, tiles: QueryTiles) -> None:
+    def _alike(self, heads: Heads, tiles: QueryTiles) -> None:
         body = (self._row if self.by_rows else self._strips if self.strip_tiles > 1 else self._stream)(heads, tiles)
         if tiles.count == 1:
             body()
         else:
             self.recurrence.repeat(tiles.count, body, QUERY, self._trips_of(tiles))
 
-    def _growing(self, heads: _Heads, tiles: GrowingTiles) -> None:
+    def _growing(self, heads: Heads, tiles: GrowingTiles) -> None:
         """Query tiles that visit more and more key tiles.
 
         Their times are maxima of sums in which the number of key tiles is a factor, so they are convex in it: where
@@ -226,7 +209,7 @@ class _Walk:
                 break
 
     def _pass_over(
-        self, heads: _Heads, tiles: GrowingTiles, at: tuple[int, int], moves: tuple[int, Sequence[int]]
+        self, heads: Heads, tiles: GrowingTiles, at: tuple[int, int], moves: tuple[int, Sequence[int]]
     ) -> int:
         """How many kinds from an index on move on in periods as expected; as if they were taken."""
         (index, period), before = at, self.recurrence.moment()
@@ -250,13 +233,13 @@ class _Walk:
         """Whether nothing of the query tiles before is under way when one of these is over, but in whole rows."""
         return self.by_rows or self._trips_of(tiles) > self.recurrence.pipeline.deepest + 1
 
-    def _in_flight(self, heads: _Heads, tiles: GrowingTiles, index: int) -> list[Work]:
+    def _in_flight(self, heads: Heads, tiles: GrowingTiles, index: int) -> list[Work]:
         """The trips under way behind the kind before `index`, where they are whole rows; else they are alike."""
         found: list[Work] = []
         while self.by_rows and len(found) <= self.recurrence.pipeline.deepest:
             index -= 1
             kind = tiles[index]
-            found += [self._with_loops((heads, kind.extent), kind.parts)] * kind.count
+            found += [self.work.with_loops((heads, kind.extent), kind.parts)] * kind.count
         return found
 
     def _trips_of(self, tiles: QueryTiles) -> int:
@@ -268,101 +251,22 @@ class _Walk:
         begins, self._begins = self._begins, False
         return HEAD if begins else 0
 
-    def _stream(self, heads: _Heads, tiles: QueryTiles) -> Callable[[], None]:
+    def _stream(self, heads: Heads, tiles: QueryTiles) -> Callable[[], None]:
         """The trips of a query tile, one for each key tile."""
-        parts = self._key_tiles((heads, tiles.extent), tiles.parts)
+        parts = self.work.key_tiles((heads, tiles.extent), tiles.parts)
         return lambda: self.recurrence.stream(parts, self._next_query() | FIRST, KEY)
 
-    def _strips(self, heads: _Heads, tiles: QueryTiles) -> Callable[[], None]:
+    def _strips(self, heads: Heads, tiles: QueryTiles) -> Callable[[], None]:
         """The trips of a query tile, one for each strip of key tiles."""
         rows = heads, tiles.extent
-        strips = [
-            Rounds(count, self._with_loops(rows, parts)) for count, parts in strips_of(tiles.parts, self.strip_tiles)
-        ]
+        cut = strips_of(tiles.parts, self.strip_tiles)
+        strips = [Rounds(count, self.work.with_loops(rows, parts)) for count, parts in cut]
         return lambda: self.recurrence.stream(strips, self._next_query() | FIRST, STRIP)
 
-    def _row(self, heads: _Heads, tiles: QueryTiles) -> Callable[[], None]:
+    def _row(self, heads: Heads, tiles: QueryTiles) -> Callable[[], None]:
         """The trip of a query tile whose rows stay on chip."""
-        work = self._with_loops((heads, tiles.extent), tiles.parts)
+        work = self.work.with_loops((heads, tiles.extent), tiles.parts)
         return lambda: self.recurrence.trip(work, self._next_query())
-
-    # --- What trips do --------------------------------------------------------------------------------------
-
-    def _key_tiles(self, rows: _Rows, parts: Sequence[KeyTiles]) -> tuple[Rounds, ...]:
-        """Rounds of a loop, or trips where there are no loops."""
-        return tuple([Rounds(part.trips, self._key_tile(rows, part.extent, masked=part.masked)) for part in parts])
-
-    def _key_tile(self, rows: _Rows, extent: int, *, masked: bool) -> Work:
-        found = self._inside.get((rows, extent, masked))
-        if found is None:
-            ticks = list(self._of_rows(rows))
-            tile = Tile(*rows[0], rows[1], extent)
-            for index in self._of_keys:
-                ticks[index] = self.prices.of(self.steps[index].name, tile)
-            found = self._inside[rows, extent, masked] = Work(tuple(ticks), self._edge * masked)
-        return found
-
-    def _with_loops(self, rows: _Rows, parts: tuple[KeyTiles, ...]) -> Work:
-        """A trip with loops over key tiles."""
-        found = self._trips_known.get((rows, parts))
-        if found is None:
-            found = self._trips_known[rows, parts] = self._new_trip(rows, parts)
-        return found
-
-    def _new_trip(self, rows: _Rows, parts: Sequence[KeyTiles]) -> Work:
-        """Loops without a mask's step do not care which key tiles its edge crosses."""
-        alike = self._without_edges(rows, parts)
-        masked = self._key_tiles(rows, [part for part in parts if part.masked and self._edge])
-        loops = dict.fromkeys(self._loops, alike)
-        for loop in self._loops_with_masks:
-            loops[loop] = self._key_tiles(rows, parts) if loop != "change" or self.problem.score_ops else masked
-        ticks = self._around_loops(rows, sum([part.trips * part.extent for part in parts]))
-        for index, only in self._folded:
-            ticks[index] = _together(masked if only else alike, index)
-        return Work(tuple(ticks), EDGE if masked else 0, loops)
-
-    def _without_edges(self, rows: _Rows, parts: Sequence[KeyTiles]) -> tuple[Rounds, ...]:
-        """Rounds as if no mask's edge crossed any key tile: those that are as wide as each other together.
-
-        Only the last key tile is of another width, if any.
-        """
-        trips: dict[int, int] = {}
-        for part in parts:
-            trips[part.extent] = trips.get(part.extent, 0) + part.trips
-        return tuple([Rounds(count, self._key_tile(rows, extent, masked=False)) for extent, count in trips.items()])
-
-    def _around_loops(self, rows: _Rows, width: int) -> list[Times]:
-        """What the steps of a trip take that are not in its loops, where its scores are so wide."""
-        found, (heads, queries) = list(self._of_rows(rows)), rows
-        for index in self._of_width:
-            found[index] = self.prices.of_softmax(self.steps[index].name, prod(heads) * queries, width)
-        return found
-
-    def _of_rows(self, rows: _Rows) -> Ticks:
-        """What the steps take that do not depend on keys."""
-        found = self._known_of_rows.get(rows)
-        if found is None:
-            tile, others = Tile(*rows[0], rows[1], 1), {*self._of_keys, *self._of_width}
-            found = self._known_of_rows[rows] = tuple(
-                [
-                    _NO_TIME if index in others else self.prices.of(step.name, tile)
-                    for index, step in enumerate(self.steps)
-                ]
-            )
-        return found
-
-
-_NO_TIME: Times = 0, 0
-
-
-def _together(parts: Sequence[Rounds], index: int) -> Times:
-    """What a step takes in rounds one after the other: until its resource is free, and until all is there."""
-    free, there = 0, 0
-    for part in parts:
-        busy, latency = part.work.ticks[index]
-        free += part.count * busy
-        there = max(there, free - busy + latency)
-    return free, there
 
 
 def _steady_growth(times: Sequence[tuple[int, ...]]) -> tuple[int, Sequence[int]] | None:
