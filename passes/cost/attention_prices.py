@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flatc.dialects.accelerator import Accelerator
 from flatc.dialects.frozen import frozen
 from flatc.dialects.mapping import Mapping
@@ -149,8 +151,11 @@ class AttentionPrices(TickPrices):
         }[name]
         return self.on_vector(kind, tile.rows, width)
 
-    def of_softmax(self, step: str, rows: int, width: int) -> Times:
-        """X, Y or F, on rows of so many scores: operations of the vector unit that follow each other."""
+    def of_softmax(self, step: str, rows: int, width: Any) -> Times:
+        """X, Y or F, on rows of so many scores: operations of the vector unit that follow each other.
+
+        Where `width` is an array of widths, so are the ticks.
+        """
         rates = self._softmax_rates.get(step)
         if rates is None:
             rates = self._softmax_rates[step] = self._rates_of_softmax(step)

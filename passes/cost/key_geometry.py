@@ -209,23 +209,30 @@ def _totals(problem: Sight, rows: int, at: dict[str, Ints], tile: Any, every: An
     """
     import numpy as np
 
-    live, edge = bounds_of(problem)
-    lower, upper = trips_of(live, at, tile)
-    trips = np.maximum(upper - lower, 0)
-    visits, ragged_keys = trips > 0, problem.keys % tile
-    last_is_ragged = visits & (ragged_keys > 0)
-    if occurs(ragged_keys):
-        last_is_ragged = last_is_ragged & (upper == ceil_divide(problem.keys, tile))
-    whole = trips - last_is_ragged
-    strip = whole * tile + last_is_ragged * ragged_keys
-    masked, masked_ragged = edges_of(problem, edge, at, lower, upper, tile, last_is_ragged)
+    whole, last_is_ragged, *masked = visits_of(problem, at, tile)
+    trips = whole + last_is_ragged
+    strip = whole * tile + last_is_ragged * (problem.keys % tile)
     strips = ceil_divide(trips, every) if occurs(every != 1) else trips
-    table = [whole, last_is_ragged, masked - masked_ragged, masked_ragged, visits, strip, strips]
+    table = [whole, last_is_ragged, *masked, trips > 0, strip, strips]
     sums = [np.add.reduce(column) for column in table]
     ragged = [column[-1] * (problem.queries % rows > 0) for column in table]
     full = [total - of_last for total, of_last in zip(sums, ragged, strict=True)]
     most = np.maximum(np.maximum.reduce(strip), 1), np.maximum.reduce(trips)
     return [*full, *ragged, *most, *(column[place] for place in (0, -1) for column in table[:2])]
+
+
+def visits_of(problem: Sight, at: dict[str, Ints], tile: Any) -> tuple[Ints, Ints, Ints, Ints]:
+    """For each query tile: (full, ragged) key tiles that it visits, and how many of these are masked."""
+    import numpy as np
+
+    live, edge = bounds_of(problem)
+    lower, upper = trips_of(live, at, tile)
+    trips, ragged_keys = np.maximum(upper - lower, 0), problem.keys % tile
+    last_is_ragged = (trips > 0) & (ragged_keys > 0)
+    if occurs(ragged_keys):
+        last_is_ragged = last_is_ragged & (upper == ceil_divide(problem.keys, tile))
+    masked, masked_ragged = edges_of(problem, edge, at, lower, upper, tile, last_is_ragged)
+    return trips - last_is_ragged, last_is_ragged, masked - masked_ragged, masked_ragged
 
 
 def edges_of(

@@ -6,6 +6,7 @@ These are the primitive costs that the closed form and the simulator share, with
 from __future__ import annotations
 
 from math import lcm
+from typing import Any
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.passes.cost.bounds import is_written
@@ -49,8 +50,11 @@ class TickPrices:
         """An operation of the array."""
         return cycles.busy * self.ticks_per_cycle, cycles.latency * self.ticks_per_cycle
 
-    def on_vector(self, kind: str, rows: int, width: int, *, converts: bool = False) -> Times:
-        """A vector operation; `converts` says that it rounds what it writes to another type."""
+    def on_vector(self, kind: str, rows: int, width: Any, *, converts: bool = False) -> Times:
+        """A vector operation; `converts` says that it rounds what it writes to another type.
+
+        Where `width` is an array of widths, so are the ticks.
+        """
         of_elements, of_rows = self.rate(kind, converts=converts)
         lanes = self.accelerator.vector.lanes
         ticks = ceil_divide(rows * width, lanes) * of_elements + ceil_divide(rows, lanes) * of_rows

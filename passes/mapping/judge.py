@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from flatc.dialects.kernel_mapping import KernelMapping
-from flatc.passes.mapping.ranking import Objective, Ranking, latency_of, with_latency
+from flatc.passes.mapping.ranking import CLOSE_ENOUGH, Objective, Ranking, latency_of, with_latency
 from flatc.passes.mapping.search import Choice, Choices, Name, Rival
 
 MOST_SIMULATED = 10
@@ -26,9 +26,6 @@ FEW_ENOUGH = 10
 
 MOST_TURNS = 60
 """So many mappings have their turn at most: a walk takes a tenth of a simulation or less."""
-
-CLOSE_ENOUGH = 1.001
-"""A mapping that cannot be faster than the best one by this factor is not worth a simulation."""
 
 NEARLY = 1.02
 """The first one to have its turn is the most promising of those within this factor of the least closed form."""
@@ -211,7 +208,7 @@ class Judge:
 
     def _rivals(self, ranking: Ranking) -> tuple[int, list[Rival[KernelMapping]]]:
         """How many candidates without a turn may be better than a ranking, and the first of them."""
-        return self.choices.before(ranking, MOST_SIMULATED + FEW_ENOUGH, self.tried)
+        return self.choices.before(ranking, MOST_SIMULATED + FEW_ENOUGH, self.tried, closely=True)
 
     def _worthwhile(self, pool: list[Rival[KernelMapping]], best: Ranking) -> list[Rival[KernelMapping]]:
         """Those that may be better by enough."""

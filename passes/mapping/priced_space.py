@@ -35,7 +35,16 @@ from flatc.passes.cost.primitive_costs import ceil_divide
 from flatc.passes.kernels.problem import AttentionProblem
 from flatc.passes.mapping.array_uses import ArrayUses, Uses, structure_of_family
 from flatc.passes.mapping.map_space import Family, columns, families, tiles
-from flatc.passes.mapping.ranking import Objective, Ranking, first_row, objectives, rank_before, row, rows
+from flatc.passes.mapping.ranking import (
+    Objective,
+    Ranking,
+    first_row,
+    objectives,
+    rank_before,
+    row,
+    rows,
+    with_latencies,
+)
 
 
 @frozen
@@ -252,6 +261,14 @@ class Ranked:
         order, promise = ([key[indices] for key in keys] for keys in (self.order, self.promise))
         return Ranked(self.candidates, self.pairs[indices], order, promise)
 
+    def with_latency(self, cycles: Any) -> Ranked:
+        """With other latencies, none of which is 0."""
+        objective = self.candidates.space.objective
+        ragged, *promise = self.promise
+        promise = with_latencies(promise, objective, _near(cycles))
+        order = with_latencies(self.order, objective, cycles)
+        return replace(self, order=order, promise=[ragged, *promise])
+
     def but(self, pairs: Sequence[int]) -> Ranked:
         """All but some of `Candidates.uses`."""
         import numpy as np
@@ -288,13 +305,17 @@ def _promises(objective: Objective, case: Case, cost: ClosedForm, visited: Any) 
     latencies that are expected to be equal but for a 700th, the one that costs less otherwise is tried first, and of
     those that cost the same, the one that visits fewer tiles: what waits for a burst waits more often for short work.
     """
-    import numpy as np
-
     problem, column = case.problem, case.columns
     ragged = (problem.queries % column.query > 0) * 1 + (problem.keys % column.key > 0)
     expected = expected_cycles(case, cost.busy_cycles, cost.least_times)
-    near = np.floor(np.log2(np.maximum(expected, 1)) * _STEPS)
-    return [ragged, *objectives(objective, near, cost.energy_pj, cost.offchip_bytes), visited]
+    return [ragged, *objectives(objective, _near(expected), cost.energy_pj, cost.offchip_bytes), visited]
+
+
+def _near(cycles: Any) -> Any:
+    """The same for all latencies of a step; never 0."""
+    import numpy as np
+
+    return np.floor(np.log2(np.maximum(cycles, 1)) * _STEPS) + 1
 
 
 def _tiles_visited(problem: AttentionProblem, column: Columns) -> Any:

@@ -73,6 +73,10 @@ def rank_before(columns: Sequence[Any], ranking: Ranking, *, or_equal: bool = Fa
     return before | equal if or_equal else before
 
 
+CLOSE_ENOUGH = 1.001
+"""A mapping that cannot be faster than the best one by this factor is not worth a closer look."""
+
+
 def latency_of(ranking: Ranking, objective: Objective) -> float:
     """The latency in a ranking."""
     return ranking[objective_order(objective).index("latency")]
@@ -85,3 +89,12 @@ def with_latency(ranking: Ranking, objective: Objective, cycles: float) -> Ranki
     found[edp] *= cycles / ranking[latency] if ranking[latency] else 1.0
     found[latency] = cycles
     return tuple(found)
+
+
+def with_latencies(columns: Sequence[Any], objective: Objective, cycles: Any) -> list[Any]:
+    """Columns of rankings with other latencies."""
+    latency, edp = (objective_order(objective).index(name) for name in ("latency", "edp"))
+    found = list(columns)
+    found[edp] = found[edp] * (cycles / columns[latency])
+    found[latency] = cycles
+    return found

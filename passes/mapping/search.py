@@ -27,6 +27,7 @@ from flatc.dialects.mapping import Mapping
 from flatc.passes.kernels.problem import AttentionProblem
 from flatc.passes.mapping.priced_space import Candidates, Priced, PricedSpace
 from flatc.passes.mapping.ranking import OBJECTIVES, Objective, Ranking, latency_of, with_latency
+from flatc.passes.mapping.row_bounds import RowBounds
 from flatc.passes.mapping.strip_space import strip_spaces
 
 STRATEGIES = ("unfused", "flat-m", "flat-b", "flat-h", "flat-r", "flat", "online", "auto")
@@ -99,7 +100,9 @@ class Choices(list[Choice[M]], Generic[M]):
         """The best by closed form."""
         return self._rival(0)
 
-    def before(self, ranking: Ranking, most: int, but: Set[Name] = frozenset()) -> tuple[int, list[Rival[M]]]:
+    def before(
+        self, ranking: Ranking, most: int, but: Set[Name] = frozenset(), *, closely: bool = False
+    ) -> tuple[int, list[Rival[M]]]:
         """How many mappings rank before another by closed form, `but` some; of each family the first `most` to try."""
         every = [self._rival(number) for number in range(len(self))]
         found = [one for one in every if one.ranking < ranking and one.name not in but]
@@ -121,18 +124,24 @@ class _SpaceChoices(Choices[Mapping]):
 
     def __init__(self, best: Choice[Mapping], pair: int, candidates: list[tuple[PricedSpace, Candidates]]):
         super().__init__([best])
-        self._pair, self._candidates = pair, candidates
+        self._pair = pair
+        bounds = {id(space): RowBounds(space) for space, _ in candidates}
+        self._candidates = [(space, family, bounds[id(space)]) for space, family in candidates]
 
     @override
     def best(self) -> Rival[Mapping]:
         return Rival(self[0].ranking, (self[0].kin, self._pair), partial(_itself, self[0]))
 
     @override
-    def before(self, ranking: Ranking, most: int, but: Set[Name] = frozenset()) -> tuple[int, list[Rival[Mapping]]]:
+    def before(
+        self, ranking: Ranking, most: int, but: Set[Name] = frozenset(), *, closely: bool = False
+    ) -> tuple[int, list[Rival[Mapping]]]:
         total = 0
         found: list[Rival[Mapping]] = []
-        for kin, (space, candidates) in enumerate(self._candidates):
+        for kin, (space, candidates, bounds) in enumerate(self._candidates):
             before = candidates.before(ranking).but([number for of, number in but if of == kin])
+            if closely:
+                before = bounds.tighten(candidates, before, ranking)
             total += before.total
             for one in before.first(most):
                 found.append(Rival(one.ranking, (kin, one.pair), partial(_made, space.strategy, kin, one), one.promise))
