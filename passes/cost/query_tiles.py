@@ -9,7 +9,7 @@ kinds of query tiles come again with so many key tiles more (`GrowingTiles`), or
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import product
 
 from flatc.dialects.frozen import frozen
@@ -80,11 +80,18 @@ class GrowingTiles:
     key: int
     ragged: int
 
+    @cached_property
+    def _made(self) -> dict[int, QueryTiles]:
+        return {}
+
     def __getitem__(self, index: int) -> QueryTiles:
-        again, place = divmod(index, len(self.first))
-        numbers = list(self.first[place])
-        numbers[_CLEAN] += again * self.growth
-        return _query_tiles_of(numbers, self.key, self.ragged)
+        found = self._made.get(index)
+        if found is None:
+            again, place = divmod(index, len(self.first))
+            numbers = list(self.first[place])
+            numbers[_CLEAN] += again * self.growth
+            found = self._made[index] = _query_tiles_of(numbers, self.key, self.ragged)
+        return found
 
     def __iter__(self) -> Iterator[QueryTiles]:
         return (self[index] for index in range(self.count))
