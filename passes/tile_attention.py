@@ -182,7 +182,7 @@ class KernelSearch:
             choices,
             self.objective,
             lambda one: self._judged_cycles(kernel, kind, problem, one, effort),
-            least=lambda one, beyond: self._least_cycles(kind, problem, one, beyond),
+            least=lambda one: self._least_cycles(kind, problem, one),
             enough=lambda: effort.spent > ENOUGH_EFFORT,
         )
         return judge.best()
@@ -197,18 +197,10 @@ class KernelSearch:
             self._choices[kind.name, problem, reserved_bytes] = choices
         return choices
 
-    def _least_cycles(
-        self,
-        kind: KernelKind[Any, Any],
-        problem: AnyProblem,
-        mapping: KernelMapping,
-        beyond: float = float("inf"),
-    ) -> float:
+    def _least_cycles(self, kind: KernelKind[Any, Any], problem: AnyProblem, mapping: KernelMapping) -> float:
         found = self._least.get((problem, mapping))
         if found is None:
-            found = kind.least_cycles(problem, self.accelerator, mapping, beyond)
-            if found <= beyond:
-                self._least[problem, mapping] = found
+            found = self._least[problem, mapping] = kind.least_cycles(problem, self.accelerator, mapping)
         return found
 
     def _judged_cycles(

@@ -53,13 +53,10 @@ def walk(
     accelerator: Accelerator,
     mapping: Mapping,
     most_query_tiles: int = MOST_QUERY_TILES,
-    *,
-    grows: bool = True,
 ) -> Walked | None:
     """A walk through a kernel; None where its nest is not covered.
 
-    The fewer kinds of query tiles are told apart, the sooner it is done, and the farther from the simulation it may be;
-    so it may if those that grow evenly are not told apart (`grows`).
+    The fewer kinds of query tiles are told apart, the sooner it is done, and the farther from the simulation it may be.
     Not covered are interleaved query tiles, rows without a softmax, and masks that leave rows without a key.
     """
     softmax = mapping.softmax
@@ -69,7 +66,7 @@ def walk(
     if not every_row_sees_keys(problem) or "query" in (mapping.keep.k_level, mapping.keep.v_level):
         return None
     prices, pipeline = AttentionPrices(problem, accelerator, mapping), attention_pipeline(problem, accelerator, mapping)
-    tiles = query_tiles(problem, mapping.tiles.query, mapping.tiles.key, most_query_tiles, grows=grows)
+    tiles = query_tiles(problem, mapping.tiles.query, mapping.tiles.key, most_query_tiles)
     walker = _Walk(problem, mapping, pipeline, prices, tiles)
     return Walked(walker.cycles(), walker.recurrence.evenly and not tiles.merged)
 

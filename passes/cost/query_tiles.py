@@ -14,7 +14,7 @@ from itertools import product
 
 from flatc.dialects.frozen import frozen
 from flatc.passes.cost.arrays import Ints
-from flatc.passes.cost.visited_keys import Sight, bounds_of, clean_trips, trips_of
+from flatc.passes.cost.visited_keys import Sight, bounds_of, clean_trips, sight_of, trips_of
 from flatc.passes.kernels.problem import AttentionProblem
 
 
@@ -111,20 +111,17 @@ _PARTS = tuple(product((True, False, True), (False, True)))
 _CLEAN = _PARTS.index((False, False))
 
 
-def query_tiles(
-    problem: AttentionProblem, query: int, key: int, most: int = MOST_QUERY_TILES, *, grows: bool = True
-) -> TilesInOrder:
+def query_tiles(problem: AttentionProblem, query: int, key: int, most: int = MOST_QUERY_TILES) -> TilesInOrder:
     """The query tiles of one mapping in order, alike ones in a row together, for a bound from below.
 
-    Where they are of more than `most` kinds, some in a row are taken to visit the least of what they visit. If `grows`,
-    kinds that come again with more key tiles count once.
+    Where they are of more than `most` kinds, some in a row are taken to visit the least of what they visit. Kinds that
+    come again with more key tiles count once.
     """
-    question = Sight(problem.mask, problem.skips_hidden, problem.queries, problem.keys)
-    return _query_tiles(question, query, key, most, grows)
+    return _query_tiles(sight_of(problem), query, key, most)
 
 
 @lru_cache(maxsize=1 << 8)
-def _query_tiles(problem: Sight, query: int, key: int, most: int, grows: bool) -> TilesInOrder:
+def _query_tiles(problem: Sight, query: int, key: int, most: int) -> TilesInOrder:
     if problem.mask is None:
         extents = [(problem.queries // query, query), (int(problem.queries % query > 0), problem.queries % query)]
         parts = tuple(
@@ -135,7 +132,7 @@ def _query_tiles(problem: Sight, query: int, key: int, most: int, grows: bool) -
         return TilesInOrder(tuple(QueryTiles(count, extent, parts) for count, extent in extents if count))
     ragged = problem.keys % key
     rows = _key_tiles_of(problem, query, key)
-    begin, end, period = _longest_growth(rows) if grows else (len(rows), len(rows), 1)
+    begin, end, period = _longest_growth(rows)
     if len(rows) - (end - begin) > most:
         rows = _merged(rows, most)
         # Of tiles that are told apart no longer, one may visit no keys that all the others visit.

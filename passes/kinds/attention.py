@@ -17,7 +17,7 @@ from flatc.dialects.diagnostics import FlatcError
 from flatc.dialects.flat import FusedOp
 from flatc.dialects.mapping import Mapping
 from flatc.dialects.spatial import KernelOp
-from flatc.passes.cost.attention_trips import trip_cycles, walk
+from flatc.passes.cost.attention_trips import trip_cycles
 from flatc.passes.cost.closed_form import ClosedForm, tight_form
 from flatc.passes.kernels.kernel_schedule import ElementTypes, KernelSchedule, Tensors
 from flatc.passes.kernels.problem import AttentionProblem, Kernel, match_kernel
@@ -26,9 +26,6 @@ from flatc.passes.kinds.kind import KernelKind, Region
 from flatc.passes.mapping.legal_mapping import check_mapping
 from flatc.passes.mapping.live_footprint import beyond_strategies, granularity, live_elements
 from flatc.passes.mapping.search import Choice, Objective, find_mappings
-
-FEW_QUERY_TILES = 16
-"""So many kinds of query tiles are told apart to see whether it is worth to tell more apart."""
 
 
 class AttentionKind(KernelKind[AttentionProblem, Mapping]):
@@ -111,18 +108,7 @@ class AttentionKind(KernelKind[AttentionProblem, Mapping]):
         return tight_form(problem, accelerator, mapping)
 
     @override
-    def least_cycles(
-        self,
-        problem: AttentionProblem,
-        accelerator: Accelerator,
-        mapping: Mapping,
-        beyond: float = float("inf"),
-    ) -> float:
-        if mapping.softmax.rescaled_every > 1 and problem.mask is not None:
-            # Strips of different query tiles come again after long, so that walking through them takes long.
-            coarse = walk(problem, accelerator, mapping, FEW_QUERY_TILES, grows=False)
-            if coarse is None or coarse.cycles > beyond:
-                return 0.0 if coarse is None else coarse.cycles
+    def least_cycles(self, problem: AttentionProblem, accelerator: Accelerator, mapping: Mapping) -> float:
         return trip_cycles(problem, accelerator, mapping) or 0.0
 
     @override

@@ -104,11 +104,8 @@ class KernelKind(ABC, Generic[P, M]):
     def price(self, problem: P, accelerator: Accelerator, mapping: M) -> ClosedForm:
         """The closed form of one mapping: columns of one entry."""
 
-    def least_cycles(self, problem: P, accelerator: Accelerator, mapping: M, beyond: float = float("inf")) -> float:
-        """A latency below which no simulation of a mapping comes, but most come near; 0 where none is known.
-
-        It need not be near if it lies beyond a number of cycles.
-        """
+    def least_cycles(self, problem: P, accelerator: Accelerator, mapping: M) -> float:
+        """A latency below which no simulation of a mapping comes, but most come near; 0 where none is known."""
         return 0.0
 
     @abstractmethod

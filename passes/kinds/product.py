@@ -83,13 +83,7 @@ class ProductKind(KernelKind[ProductProblem, ProductMapping]):
         return replace(form, latency_cycles=np.maximum(form.latency_cycles, walked))
 
     @override
-    def least_cycles(
-        self,
-        problem: ProductProblem,
-        accelerator: Accelerator,
-        mapping: ProductMapping,
-        beyond: float = float("inf"),
-    ) -> float:
+    def least_cycles(self, problem: ProductProblem, accelerator: Accelerator, mapping: ProductMapping) -> float:
         return product_cycles(problem, accelerator, mapping)
 
     @override

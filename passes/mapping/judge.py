@@ -39,12 +39,11 @@ class Judge:
 
     Turns are taken: the mapping of most promise, and the one with the least closed form, times what the last one of its
     family turned out as. The first one is looked for among those that are nearly the best by closed form. In its turn a
-    mapping gets a tighter bound by `least`, which need not be tight where it lies beyond the latency of the best known;
-    where it is 0, for none is known, the mapping is simulated at once. When the turns are over, the mappings of the
-    least bounds are simulated, until none may be better than the leader. No more than `most` are simulated, and no more
-    than `MOST_TURNS` have a turn; but where `most` is not below `FEW_ENOUGH`, so have all that are left if they are as
-    few, which proves that the leader is the best. `enough` may end it sooner. At last, a thousandth of the latency is
-    given for less energy and traffic.
+    mapping gets a tighter bound by `least`; where it is 0, for none is known, the mapping is simulated at once. When
+    the turns are over, the mappings of the least bounds are simulated, until none may be better than the leader. No
+    more than `most` are simulated, and no more than `MOST_TURNS` have a turn; but where `most` is not below
+    `FEW_ENOUGH`, so have all that are left if they are as few, which proves that the leader is the best. `enough` may
+    end it sooner. A thousandth of the latency is given for less energy and traffic.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class Judge:
         choices: Choices[KernelMapping],
         objective: Objective,
         cycles: Callable[[KernelMapping], float],
-        least: Callable[[KernelMapping, float], float] = lambda mapping, beyond: 0.0,
+        least: Callable[[KernelMapping], float] = lambda mapping: 0.0,
         most: int = MOST_SIMULATED,
         enough: Callable[[], bool] = lambda: False,
     ):
@@ -125,8 +124,7 @@ class Judge:
         self.tried.add(rival.name)
         choice = rival.make()
         priced = latency_of(choice.ranking, self.objective)
-        beyond = self._best_known()[0] if self.objective == "latency" else float("inf")
-        least = self.least(choice.mapping, beyond)
+        least = self.least(choice.mapping)
         if not least:
             self._simulate(choice)
             return

@@ -78,9 +78,7 @@ def test_less_energy_is_worth_a_thousandth_of_the_latency(slower: float, settles
     ]
     choices = Choices(found)
     choices.complete = True
-    ranking, choice = Judge(
-        choices, "latency", lambda one: cycles[one], least=lambda one, beyond: cycles[one] * 0.9999
-    ).best()
+    ranking, choice = Judge(choices, "latency", lambda one: cycles[one], least=lambda one: cycles[one] * 0.9999).best()
     assert choice.mapping == (frugal if settles else fast)
     assert ranking[0] == cycles[choice.mapping]
     assert (choice.open, choice.gain > 0) == ((1, True) if settles else (0, False))
