@@ -52,7 +52,7 @@ def groups_of(
     return found
 
 
-@pytest.mark.parametrize(("shape", "mask", "machine"), CASES, ids=str)
+@pytest.mark.parametrize(("shape", "mask", "machine"), CASES, ids=["triangle", "chunk", "window", "no mask"])
 def test_each_mapping_takes_what_its_own_walk_says(shape: Shape, mask: MaskExpr | None, machine: str):
     """Exactly, where all tiles of heads are walked through, and no more elsewhere."""
     (kernel,) = fused(attention(shape, mask, "bf16", "f32"))
