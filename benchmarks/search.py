@@ -31,7 +31,8 @@ from flatc.passes.tile_attention import KernelSearch, tile_module
 
 GOAL_SECONDS = 0.5
 MACHINES = ("edge", "cloud")
-LENGTHS = tuple(1 << power for power in range(9, 21))
+LENGTHS = sorted((64, 256, 777, 3000, *(1 << power for power in range(9, 21))))
+"""Powers of two, short ones, and some that no tile divides, whose searches take longest."""
 MODELS = {"bert": (64, 12, 12, 64, None), "llama": (1, 32, 8, 128, causal())}
 """Sequences, heads, kv heads, their depth, the mask."""
 

@@ -40,10 +40,12 @@ class Tile:
 
     @property
     def heads(self) -> int:
+        """How many kv heads, of all sequences."""
         return self.batch * self.kv_head
 
     @property
     def rows(self) -> int:
+        """How many rows of scores."""
         return self.batch * self.kv_head * self.group * self.query
 
 

@@ -231,11 +231,11 @@ def visits_of(problem: Sight, at: dict[str, Ints], tile: Any) -> tuple[Ints, Int
     last_is_ragged = (trips > 0) & (ragged_keys > 0)
     if occurs(ragged_keys):
         last_is_ragged = last_is_ragged & (upper == ceil_divide(problem.keys, tile))
-    masked, masked_ragged = edges_of(problem, edge, at, lower, upper, tile, last_is_ragged)
+    masked, masked_ragged = _edges(problem, edge, at, lower, upper, tile, last_is_ragged)
     return trips - last_is_ragged, last_is_ragged, masked - masked_ragged, masked_ragged
 
 
-def edges_of(
+def _edges(
     problem: Sight, edge: LiveKeys, at: dict[str, Ints], lower: Ints, upper: Ints, tile: Any, last_is_ragged: Ints
 ) -> tuple[Ints, Ints]:
     """For each query tile: how many visited key tiles are masked, and whether the ragged one is among them."""

@@ -24,10 +24,10 @@ from functools import lru_cache
 from typing import Any
 
 from flatc.passes.cost.arrays import Ints, larger
-from flatc.passes.cost.key_geometry import edges_of, query_tiles_at
+from flatc.passes.cost.key_geometry import query_tiles_at, visits_of
 from flatc.passes.cost.pipeline_times import Case
 from flatc.passes.cost.primitive_costs import VECTOR_WORK, VectorWork, ceil_divide, vector_cycles
-from flatc.passes.cost.visited_keys import Sight, bounds_of, every_row_sees_keys, sight_of, trips_of
+from flatc.passes.cost.visited_keys import Sight, every_row_sees_keys, sight_of
 
 SHARES = (1, 2, 3)
 """Of a strip, in quarters: query tiles whose last strip is no longer are counted together."""
@@ -87,14 +87,10 @@ def _ends(question: Sight, rows: int, tile: int, every: int) -> tuple[int, ...]:
     the visits of all query tiles."""
     import numpy as np
 
-    live, edge = bounds_of(question)
-    at, widths = query_tiles_at(question, rows), np.array([tile], dtype=np.int64)
-    lower, upper = trips_of(live, at, widths)
-    trips = np.maximum(upper - lower, 0)
-    last_is_ragged = (trips > 0) & (upper == -(-question.keys // tile)) & (question.keys % tile > 0)
-    masked, _ = edges_of(question, edge, at, lower, upper, widths, last_is_ragged)
-    full = slice(0, question.queries // rows)
-    visited, masks = trips[full, 0], np.minimum(masked[full, 0], every)
+    at = {name: place[:, 0] for name, place in query_tiles_at(question, rows).items()}
+    whole, ragged, masked, masked_ragged = visits_of(question, at, tile)
+    trips, full = whole + ragged, slice(0, question.queries // rows)
+    visited, masks = trips[full], np.minimum((masked + masked_ragged)[full], every)
     last = (visited - 1) % every + 1
     waits = (visited[:-1] > 2 * every) & (visited[1:] >= every)
     found: list[int] = []

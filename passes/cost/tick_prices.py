@@ -10,15 +10,7 @@ from typing import Any
 
 from flatc.dialects.accelerator import Accelerator
 from flatc.passes.cost.bounds import is_written
-from flatc.passes.cost.primitive_costs import (
-    VECTOR_WORK,
-    ArrayCycles,
-    VectorWork,
-    ceil_divide,
-    copy_ticks,
-    vector_cycles,
-)
-from flatc.passes.cost.value_work import VALUE_WORK
+from flatc.passes.cost.primitive_costs import ArrayCycles, ceil_divide, copy_ticks, kind_prices
 
 Times = tuple[int, int]
 """Ticks until a resource is free, and until the result is there."""
@@ -64,13 +56,8 @@ class TickPrices:
         """Ticks of a vector operation for as many elements, and for as many rows, as there are lanes."""
         found = self._rates.get((kind, converts))
         if found is None:
-            work = VALUE_WORK[kind] if kind in VALUE_WORK else VECTOR_WORK[kind]
-            if converts and "cast" not in work.per_element:
-                work = VectorWork((*work.per_element, "cast"), work.per_row)
-            unit = self.accelerator.vector
-            of_elements = vector_cycles(unit, work, 1, 0) * self.ticks_per_cycle
-            of_rows = vector_cycles(unit, work, 0, 1) * self.ticks_per_cycle
-            found = self._rates[kind, converts] = of_elements, of_rows
+            price, ticks = kind_prices(self.accelerator.vector)[kind, converts], self.ticks_per_cycle
+            found = self._rates[kind, converts] = price.element_cycles * ticks, price.row_cycles * ticks
         return found
 
     def at_once(self, cycles: int) -> Times:

@@ -103,7 +103,10 @@ class Choices(list[Choice[M]], Generic[M]):
     def before(
         self, ranking: Ranking, most: int, but: Set[Name] = frozenset(), *, closely: bool = False
     ) -> tuple[int, list[Rival[M]]]:
-        """How many mappings rank before another by closed form, `but` some; of each family the first `most` to try."""
+        """How many mappings rank before another by closed form, `but` some; of each family the first `most` to try.
+
+        If `closely`, latencies of what may be better by enough are bounded tighter before, as far as a space can.
+        """
         every = [self._rival(number) for number in range(len(self))]
         found = [one for one in every if one.ranking < ranking and one.name not in but]
         return len(found), found
